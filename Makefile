@@ -1,0 +1,136 @@
+# Postrider. `make help` lists the targets; nothing here recurses or configures.
+# Variants: plain (build/), VARIANT=test (build/test: FAULT and SABOTAGE points in),
+# VARIANT=asan and VARIANT=tsan (the test variant under sanitizers).
+-include config.mk
+
+CC       ?= gcc
+PREFIX   ?= /usr/local
+V        ?= 0
+Q        := $(if $(filter 0,$(V)),@)
+VERSION  := $(shell cat VERSION)
+PYTHON   ?= /usr/bin/python3
+PYTEST   ?= $(PYTHON) -B -m pytest -p no:cacheprovider
+
+VARIANT  ?= plain
+ROOT     := build
+OUT      := $(ROOT)$(if $(filter-out plain,$(VARIANT)),/$(VARIANT))
+GEN      := $(ROOT)/gen
+OBJ      := $(OUT)/obj
+BIN      := $(OUT)/bin
+
+PKGS     := libpq rdkafka libconfig libmicrohttpd libcjson libcurl libzstd
+WARN     := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition \
+            -Wpointer-arith -Wcast-qual -Wwrite-strings -Wundef -Wvla -Wformat=2 -Wnull-dereference -fno-common -Wno-format-truncation
+HARDEN   := -fstack-protector-strong -fstack-clash-protection -fcf-protection -fPIE
+SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SAN_tsan := -fsanitize=thread -fno-omit-frame-pointer
+SAN      := $(SAN_$(VARIANT))
+CFLAGS   ?= $(if $(SAN),-O1 -g,-O2 -g)
+override CFLAGS += -std=gnu11 -D_GNU_SOURCE -I. -I$(GEN) $(WARN) $(HARDEN) $(SAN) -MMD -MP \
+            $(if $(SAN)$(DEVELOPER),,-D_FORTIFY_SOURCE=2) $(if $(filter plain,$(VARIANT)),,-DPR_TEST=1) \
+            -DPR_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+override LDFLAGS += -pie -Wl,-z,relro,-z,now,-z,noexecstack -Wl,--as-needed $(SAN)
+LDLIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lpthread -lm
+
+# A program is a file called *_main.c; it links its own folder, lib/ and producers/outbox.c.
+ROOMS    := producers relay cli consumers bench tests/support
+obj       = $(patsubst %.c,$(OBJ)/%.o,$(1))
+MAINS    := $(wildcard $(addsuffix /*_main.c,$(ROOMS)) producers/*/*_main.c)
+LIB      := $(call obj,$(wildcard lib/*.c)) $(OBJ)/gen/sql.o $(call obj,$(wildcard producers/outbox.c))
+name      = $(BIN)/$(subst _,-,$(patsubst %_main.c,%,$(notdir $(1))))
+room      = $(call obj,$(1) $(filter-out %_main.c producers/outbox.c,$(wildcard $(dir $(1))*.c)))
+PROGRAMS := $(foreach m,$(MAINS),$(call name,$m))
+UNIT     := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(wildcard tests/unit/*_test.c))
+FUZZ     := $(patsubst tests/fuzz/%.c,$(OUT)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+SQL      := $(sort $(wildcard db/migrations/*.sql db/queries/*.sql))
+
+.PHONY: all help setup demo check check-unit check-e2e check-fault check-fuzz torture bench lint format \
+        install clean unit-programs fuzz-programs test-programs
+.DELETE_ON_ERROR:
+
+all: $(PROGRAMS)  ## build the programs into build/bin
+
+define program
+$(call name,$(1)): $(call room,$(1)) $(LIB)
+endef
+$(foreach m,$(MAINS),$(eval $(call program,$m)))
+
+$(PROGRAMS):
+	@mkdir -p $(@D); echo "  LD   $@"
+	$(Q)$(CC) $(LDFLAGS) $(sort $^) $(LDLIBS) -o $@
+
+$(OBJ)/%.o: %.c | $(GEN)/sql.h
+	@mkdir -p $(@D); echo "  CC   $<"
+	$(Q)$(CC) $(CFLAGS) -c $< -o $@
+
+$(OBJ)/gen/%.o: $(GEN)/%.c $(GEN)/sql.h
+	@mkdir -p $(@D); echo "  CC   $<"
+	$(Q)$(CC) $(CFLAGS) -c $< -o $@
+
+$(GEN)/sql.c $(GEN)/sql.h &: db/embed.sh $(SQL)
+	@mkdir -p $(@D); echo "  SQL  $(words $(SQL)) files"
+	$(Q)sh db/embed.sh $(GEN) $(SQL)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## install the Debian packages of etc/packages.txt and fetch Kafka's jars
+	$(Q)sh etc/setup.sh
+
+setup-quiet:
+	$(Q)sh etc/setup.sh --if-missing
+
+demo: setup-quiet  ## the whole pipeline before your eyes, with failures (ONCE=1: end by itself)
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)ONCE=$(ONCE) $(PYTHON) -B tests/support/demo.py
+
+check: setup-quiet  ## every test: lint, unit, fuzz corpus, e2e, fault (15 minutes)
+	$(Q)PYTEST="$(PYTEST)" sh tests/run.sh all
+
+check-unit: setup-quiet  ## unit tests, plain and under ASan + UBSan
+	$(Q)PYTEST="$(PYTEST)" sh tests/run.sh unit
+
+check-e2e: setup-quiet  ## end to end on a real Postgres and a real Kafka
+	$(Q)PYTEST="$(PYTEST)" sh tests/run.sh e2e
+
+check-fault: setup-quiet  ## kill, freeze, cut and sabotage
+	$(Q)PYTEST="$(PYTEST)" sh tests/run.sh fault
+
+check-fuzz: setup-quiet  ## replay the fuzz corpus, then fuzz each target for FUZZ_SECONDS (default 10)
+	$(Q)sh tests/run.sh fuzz
+
+torture: setup-quiet  ## random faults for SECONDS (default 600); prints its seed
+	$(Q)$(MAKE) --no-print-directory VARIANT=test all
+	$(Q)$(PYTHON) -B tests/support/torture.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+bench: setup-quiet  ## speed and memory as ratios to named baselines (RIVALS=1, FULL=1)
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)RIVALS=$(RIVALS) FULL=$(FULL) $(PYTHON) -B bench/run.py
+
+lint:  ## include rule, FAULT / comment / test triples, documented options, format
+	$(Q)sh tests/support/lint.sh
+
+format:  ## rewrite every C file with the pinned clang-format
+	$(Q)clang-format -i $$(git ls-files '*.c' '*.h')
+
+unit-programs: $(UNIT)
+fuzz-programs: $(FUZZ)
+test-programs: $(PROGRAMS)
+
+$(OUT)/unit/%: tests/unit/%.c $(LIB)
+	@mkdir -p $(@D); echo "  TEST $<"
+	$(Q)$(CC) $(CFLAGS) -MF $@.d $(LDFLAGS) $(filter-out %.h,$^) $(UNIT_EXTRA_$*) $(LDLIBS) -lcmocka -o $@
+
+# Unit tests of a room's own file name it here: <test>: the extra sources.
+-include tests/unit/extra.mk
+
+install: all  ## install programs and sample configs (DESTDIR, PREFIX)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/postrider $(DESTDIR)$(PREFIX)/include/postrider
+	install -m 755 $(filter %/postrider %/postrider-relay %/postrider-consumer,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 etc/*.cfg $(DESTDIR)$(PREFIX)/share/postrider
+	install -m 644 producers/outbox.h $(DESTDIR)$(PREFIX)/include/postrider
+
+clean:  ## remove build/
+	rm -rf build
+
+-include $(shell find $(OUT) -name '*.d' 2>/dev/null)

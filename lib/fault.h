@@ -1,0 +1,24 @@
+/* lib/fault.h -- places where a test may kill us, or make us wrong on purpose.
+ *
+ * FAULT(name) stands after a comment that begins "If we die here", between two
+ * durable effects; tests/fault/ has a test of the same name. SABOTAGE(name) turns a
+ * known-bad variant of the code on, to prove that the checker catches it. Both exist
+ * only in builds with -DPR_TEST (make check builds them aside); in a release they
+ * are nothing, and no environment variable can switch them on.
+ *
+ * POSTRIDER_FAULT="name" or "name:3" (the third passage) dies there by SIGKILL.
+ * POSTRIDER_SABOTAGE="name" is true for that name. */
+#ifndef PR_FAULT_H
+#define PR_FAULT_H
+
+#ifdef PR_TEST
+void pr_fault_point(const char *name);
+int pr_sabotage(const char *name);
+#define FAULT(name)    pr_fault_point(#name)
+#define SABOTAGE(name) pr_sabotage(#name)
+#else
+#define FAULT(name)    ((void)0)
+#define SABOTAGE(name) 0
+#endif
+
+#endif

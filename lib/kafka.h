@@ -1,0 +1,56 @@
+/* lib/kafka.h -- librdkafka's handles, the properties we fix, and error -> decision.
+ * Everything that may block takes a timeout. A handle is thread-safe as librdkafka says. */
+#ifndef PR_KAFKA_H
+#define PR_KAFKA_H
+
+#include "lib/conf.h"
+#include "lib/err.h"
+
+#include <librdkafka/rdkafka.h>
+#include <stdint.h>
+
+/* "property=value" strings of a config's kafka.properties. The guarantee's own properties
+ * (enable.idempotence, acks, isolation.level, transactional.id, partitioner, ...), and those that run
+ * code or read files for an attacker (plugin.library.paths, ssl.engine.*, sasl.kerberos.kinit.cmd, ...)
+ * are refused by name; an unknown or malformed one is refused with librdkafka's reason.
+ * Contacts nothing. */
+int pr_kafka_check_properties(const struct pr_strs *properties, struct pr_err *err) PR_MUSTCHECK;
+
+struct pr_kafka_prop {
+	const char *name, *value; /* name NULL ends a list */
+};
+
+/* A producer or consumer: brokers, then the user's properties, then ours (list may be NULL), ours win.
+ * Log lines of librdkafka go to the log callback at level warn and above. opaque is rd_kafka_opaque.
+ * dr_cb may be NULL. The caller destroys. */
+rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct pr_strs *properties,
+	const struct pr_kafka_prop *ours,
+	void (*dr_cb)(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque), void *opaque,
+	struct pr_err *err) PR_MUSTCHECK;
+
+/* What to do about an error code: PR_RETRY (network, leader moving, queue full), PR_REJECT (this record or
+ * this topic), PR_STOP (fenced, authorization of the transactional id, fatal configuration). */
+enum pr_kind pr_kafka_kind(rd_kafka_resp_err_t code);
+
+/* Fills *err from a librdkafka error, destroys it; returns -1, or 0 when error is NULL. */
+int pr_kafka_take(rd_kafka_error_t *error, struct pr_err *err, const char *doing) PR_MUSTCHECK;
+
+/* A topic as the cluster has it. exists = 0 when the broker does not know it. */
+struct pr_topic_info {
+	int exists;
+	int partitions;
+	int64_t max_message_bytes; /* -1 unknown (no right to describe) */
+	char cleanup_policy[64];   /* "" unknown */
+};
+int pr_kafka_topic_info(rd_kafka_t *rk, const char *topic, int timeout_ms, struct pr_topic_info *ret,
+	struct pr_err *err) PR_MUSTCHECK;
+
+/* Creates a topic with "config=value" pairs (NULL-terminated); existing is not an error (*ret_created = 0).
+ * replication -1: the broker's default. */
+int pr_kafka_create_topic(rd_kafka_t *rk, const char *topic, int partitions, int replication,
+	const char *const *configs, int timeout_ms, int *ret_created, struct pr_err *err) PR_MUSTCHECK;
+
+/* A topic name Kafka accepts: [A-Za-z0-9._-]{1,249}, not "." or "..", not internal ("__..."). */
+int pr_kafka_topic_valid(const char *name, size_t len);
+
+#endif

@@ -1,0 +1,62 @@
+/* lib/pg.h -- libpq with our own deadline on every call (libpq has none): the socket
+ * is non-blocking and poll(2) waits for it, for the deadline and for a wake-up fd.
+ * SQLSTATE -> decision lives here and nowhere else. A connection belongs to one
+ * thread. After any -1 with kind PR_RETRY of class 08, or a missed deadline, the
+ * connection is dead (pr_pg_ok is 0): close it and open a new one. */
+#ifndef PR_PG_H
+#define PR_PG_H
+
+#include "lib/err.h"
+
+#include <libpq-fe.h>
+#include <stdint.h>
+
+struct pr_pg;
+
+struct pr_pg_opts {
+	const char *conninfo; /* borrowed during the call */
+	const char *appname;  /* application_name, e.g. "postrider-relay orders" */
+	int64_t timeout_us;   /* deadline of connecting and of each call */
+	int wake_fd;          /* readable = give up at once with PR_RETRY "interrupted"; -1: none */
+};
+
+/* Connects and sets a fixed session: search_path empty, UTF8, UTC, ISO dates, read committed,
+ * standard_conforming_strings on, statement_timeout = the timeout. The caller frees. */
+int pr_pg_open(const struct pr_pg_opts *opts, struct pr_pg **ret, struct pr_err *err) PR_MUSTCHECK;
+void pr_pg_close(struct pr_pg *pg); /* accepts NULL; never blocks on the network */
+int pr_pg_ok(const struct pr_pg *pg);
+PGconn *pr_pg_conn(struct pr_pg *pg); /* borrowed; for PQescape* and version */
+
+/* One statement with text parameters (n may be 0: then sql may hold several statements, and the
+ * last result is returned). Result is PGRES_TUPLES_OK or PGRES_COMMAND_OK; the caller PQclears.
+ * A COMMIT that answers ROLLBACK is an error. NULL on failure. */
+PGresult *pr_pg_exec(
+	struct pr_pg *pg, const char *sql, int n, const char *const *params, struct pr_err *err) PR_MUSTCHECK;
+
+/* The same, result thrown away. */
+int pr_pg_run(
+	struct pr_pg *pg, const char *sql, int n, const char *const *params, struct pr_err *err) PR_MUSTCHECK;
+
+/* Overrides the deadline of the next call only (0: back to the default at once). */
+void pr_pg_timeout(struct pr_pg *pg, int64_t timeout_us);
+
+/* n parameterless statements in one round trip, each its own transaction (pipeline mode with
+ * a sync after each). results[0..n) are filled on 0, the caller clears; none is kept on -1. */
+int pr_pg_round_trip(
+	struct pr_pg *pg, const char *const *sql, int n, PGresult **results, struct pr_err *err) PR_MUSTCHECK;
+
+/* COPY (query) TO STDOUT (FORMAT binary): begin, then rows until 0. A row is what PQgetCopyData
+ * gives: malloc'd by libpq, taken by the caller (PQfreemem). Header and trailer are swallowed.
+ * copy_row: 1 and *ret_row / *ret_len, 0 at the end, -1 on error. */
+int pr_pg_copy_begin(struct pr_pg *pg, const char *query, struct pr_err *err) PR_MUSTCHECK;
+int pr_pg_copy_row(struct pr_pg *pg, char **ret_row, int *ret_len, struct pr_err *err) PR_MUSTCHECK;
+
+/* Waits up to timeout_us or until the wake-up fd is readable or the server has something to say
+ * (a closed connection): 0 on time-out, 1 woken, -1 connection lost. */
+int pr_pg_idle(struct pr_pg *pg, int64_t timeout_us, struct pr_err *err) PR_MUSTCHECK;
+
+/* SQLSTATE -> decision: 08, 53, 55, 57, 40, 25006 and no SQLSTATE at all are PR_RETRY; 28, 42, 3D, 3F
+ * PR_STOP; the rest (22, 23, ...) PR_REJECT. */
+enum pr_kind pr_pg_kind(const char *sqlstate);
+
+#endif
