@@ -21,7 +21,7 @@ struct pr_kafka_prop {
 };
 
 /* A producer or consumer: brokers, then the user's properties, then ours (list may be NULL), ours win.
- * Log lines of librdkafka go to the log callback at level warn and above. opaque is rd_kafka_opaque.
+ * Log lines of librdkafka are dropped; pr_kafka_last_words has the last error. opaque is rd_kafka_opaque.
  * dr_cb may be NULL. The caller destroys. */
 rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct pr_strs *properties,
 	const struct pr_kafka_prop *ours,
@@ -31,6 +31,12 @@ rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct
 /* What to do about an error code: PR_RETRY (network, leader moving, queue full), PR_REJECT (this record or
  * this topic), PR_STOP (fenced, authorization of the transactional id, fatal configuration). */
 enum pr_kind pr_kafka_kind(rd_kafka_resp_err_t code);
+
+/* Fills *err from an error code: "doing: text"; returns -1. */
+int pr_kafka_fail(struct pr_err *err, rd_kafka_resp_err_t code, const char *doing);
+
+/* What the client library last complained about (connection refused, TLS, ...); "" when nothing. */
+void pr_kafka_last_words(char *buf, size_t size);
 
 /* Fills *err from a librdkafka error, destroys it; returns -1, or 0 when error is NULL. */
 int pr_kafka_take(rd_kafka_error_t *error, struct pr_err *err, const char *doing) PR_MUSTCHECK;

@@ -1,0 +1,402 @@
+/* lib/kafka.c -- the one place that knows librdkafka's properties and error codes.
+ * Refuses properties that would break the guarantee or run somebody's code. */
+#include "lib/kafka.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+struct denied {
+	const char *name;
+	const char *why;
+};
+
+/* Reliability notes: librdkafka twins of CVE-2023-25194 (code execution by client config), the
+ * properties each of which alone reorders, duplicates or loses, and those that have a key of ours. */
+static const struct denied denied[] = {
+	{ "bootstrap.servers", "set kafka.brokers instead" },
+	{ "metadata.broker.list", "set kafka.brokers instead" },
+	{ "enable.idempotence", "the guarantee needs it on" },
+	{ "acks", "the guarantee needs all" },
+	{ "request.required.acks", "the guarantee needs all" },
+	{ "transactional.id", "it is postrider.<name>: it fences a second relay" },
+	{ "transaction.timeout.ms", "set kafka.timeout instead" },
+	{ "isolation.level", "it is read_committed: aborted records must not be seen" },
+	{ "partitioner", "it is murmur2_random, so that Java producers agree" },
+	{ "message.timeout.ms", "a message that times out makes a hole no error stops" },
+	{ "delivery.timeout.ms", "a message that times out makes a hole no error stops" },
+	{ "retries", "a retry that gives up makes a hole" },
+	{ "message.send.max.retries", "a retry that gives up makes a hole" },
+	{ "max.in.flight", "idempotence fixes it at 5" },
+	{ "max.in.flight.requests.per.connection", "idempotence fixes it at 5" },
+	{ "enable.gapless.guarantee", "the relay replays by itself" },
+	{ "queue.buffering.max.messages", "set limits.batch_events instead" },
+	{ "queue.buffering.max.kbytes", "set limits.batch_bytes instead" },
+	{ "enable.auto.commit", "the database is the truth about offsets" },
+	{ "auto.commit.enable", "the database is the truth about offsets" },
+	{ "enable.auto.offset.store", "the database is the truth about offsets" },
+	{ "auto.offset.reset", "a reset would skip or repeat silently" },
+	{ "group.id", "set group instead" },
+	{ "plugin.library.paths", "it loads code" },
+	{ "ssl.engine.location", "it loads code" },
+	{ "ssl.providers", "it loads code" },
+	{ "sasl.kerberos.kinit.cmd", "it runs a shell command" },
+	{ "sasl.oauthbearer.token.endpoint.url", "it makes requests to any address" },
+	{ "delivery.report.only.error", "the relay sets it" },
+	{ "dr_cb", "not a setting" },
+	{ "dr_msg_cb", "not a setting" },
+	{ "opaque", "not a setting" },
+	{ "default_topic_conf", "not a setting" },
+	{ NULL, NULL },
+};
+
+static const char *why_denied(const char *name)
+{
+	for (const struct denied *d = denied; d->name; d++)
+		if (strcasecmp(d->name, name) == 0)
+			return d->why;
+	return NULL;
+}
+
+/* "a.b=c" -> name in buf, *ret_value behind the sign. -1 when there is no "=" or the name is odd. */
+static int split_property(const char *property, char *buf, size_t size, const char **ret_value)
+{
+	const char *eq = strchr(property, '=');
+	size_t n = eq ? (size_t)(eq - property) : 0;
+
+	while (n > 0 && property[n - 1] == ' ')
+		n--;
+	if (n == 0 || n >= size)
+		return -1;
+	memcpy(buf, property, n);
+	buf[n] = '\0';
+	eq++;
+	while (*eq == ' ')
+		eq++;
+	*ret_value = eq;
+	return 0;
+}
+
+static int set_property(rd_kafka_conf_t *conf, const char *name, const char *value, struct pr_err *err)
+{
+	char why[400];
+
+	if (rd_kafka_conf_set(conf, name, value, why, sizeof(why)) == RD_KAFKA_CONF_OK)
+		return 0;
+	(void)pr_fail(err, PR_STOP, "librdkafka refuses \"%s\": %s", name, why);
+	if (err)
+		err->exit = PR_EX_CONFIG;
+	return -1;
+}
+
+static int set_user_property(rd_kafka_conf_t *conf, const char *property, struct pr_err *err)
+{
+	const char *value, *why;
+	char name[128];
+
+	if (split_property(property, name, sizeof(name), &value) < 0) {
+		(void)pr_fail(err, PR_STOP, "\"%s\" is not of the form property=value", property);
+		goto refused;
+	}
+	why = why_denied(name);
+	if (!why)
+		return set_property(conf, name, value, err);
+	(void)pr_fail(err, PR_STOP, "the property \"%s\" may not be set: %s", name, why);
+refused:
+	if (err)
+		err->exit = PR_EX_CONFIG;
+	return -1;
+}
+
+int pr_kafka_check_properties(const struct pr_strs *properties, struct pr_err *err)
+{
+	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+	int rc = 0;
+
+	for (size_t i = 0; rc == 0 && i < properties->n; i++)
+		rc = set_user_property(conf, properties->v[i], err);
+	rd_kafka_conf_destroy(conf);
+	return rc;
+}
+
+/* librdkafka's own lines would break the logfmt stream and come without end while a broker is away;
+ * what failed reaches us by error codes, and its last words by pr_kafka_last_words. */
+static void drop_line(const rd_kafka_t *rk, int level, const char *fac, const char *buf)
+{
+	(void)rk;
+	(void)level;
+	(void)fac;
+	(void)buf;
+}
+
+static pthread_mutex_t words_mutex = PTHREAD_MUTEX_INITIALIZER;
+static char words[256];
+
+static void remember_words(rd_kafka_t *rk, int code, const char *reason, void *opaque)
+{
+	(void)rk;
+	(void)code;
+	(void)opaque;
+	(void)pthread_mutex_lock(&words_mutex);
+	(void)snprintf(words, sizeof(words), "%s", reason);
+	(void)pthread_mutex_unlock(&words_mutex);
+}
+
+void pr_kafka_last_words(char *buf, size_t size)
+{
+	(void)pthread_mutex_lock(&words_mutex);
+	(void)snprintf(buf, size, "%s", words);
+	(void)pthread_mutex_unlock(&words_mutex);
+}
+
+rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct pr_strs *properties,
+	const struct pr_kafka_prop *ours,
+	void (*dr_cb)(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque), void *opaque,
+	struct pr_err *err)
+{
+	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+	rd_kafka_t *rk = NULL;
+	char why[400];
+
+	rd_kafka_conf_set_log_cb(conf, drop_line);
+	rd_kafka_conf_set_error_cb(conf, remember_words);
+	rd_kafka_conf_set_opaque(conf, opaque);
+	if (dr_cb)
+		rd_kafka_conf_set_dr_msg_cb(conf, dr_cb);
+	if (set_property(conf, "bootstrap.servers", brokers, err) < 0)
+		goto out;
+	for (size_t i = 0; properties && i < properties->n; i++)
+		if (set_user_property(conf, properties->v[i], err) < 0)
+			goto out;
+	for (; ours && ours->name; ours++)
+		if (set_property(conf, ours->name, ours->value, err) < 0)
+			goto out;
+	rk = rd_kafka_new(type, conf, why, sizeof(why));
+	if (!rk) {
+		(void)pr_fail(err, PR_STOP, "librdkafka: %s", why);
+		if (err)
+			err->exit = PR_EX_CONFIG;
+	} else {
+		conf = NULL; /* taken */
+	}
+out:
+	if (conf)
+		rd_kafka_conf_destroy(conf);
+	return rk;
+}
+
+enum pr_kind pr_kafka_kind(rd_kafka_resp_err_t code)
+{
+	switch ((int)code) {
+	case RD_KAFKA_RESP_ERR__FENCED:
+	case RD_KAFKA_RESP_ERR_PRODUCER_FENCED:
+	case RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH:
+	case RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+	case RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED:
+	case RD_KAFKA_RESP_ERR_INVALID_TRANSACTION_TIMEOUT:
+	case RD_KAFKA_RESP_ERR__INVALID_ARG:
+	case RD_KAFKA_RESP_ERR__UNSUPPORTED_FEATURE:
+		return PR_STOP;
+	case RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE:
+	case RD_KAFKA_RESP_ERR_INVALID_MSG:
+	case RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE:
+	case RD_KAFKA_RESP_ERR_INVALID_RECORD:
+	case RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP:
+	case RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE:
+	case RD_KAFKA_RESP_ERR_POLICY_VIOLATION:
+	case RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION:
+	case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
+	case RD_KAFKA_RESP_ERR_UNSUPPORTED_FOR_MESSAGE_FORMAT:
+	case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
+	case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
+		return PR_REJECT;
+	default:
+		return PR_RETRY;
+	}
+}
+
+int pr_kafka_fail(struct pr_err *err, rd_kafka_resp_err_t code, const char *doing)
+{
+	(void)pr_fail(err, pr_kafka_kind(code), "%s: %s", doing, rd_kafka_err2str(code));
+	if (err)
+		(void)snprintf(err->code, sizeof(err->code), "%s", rd_kafka_err2name(code));
+	return -1;
+}
+
+int pr_kafka_take(rd_kafka_error_t *error, struct pr_err *err, const char *doing)
+{
+	rd_kafka_resp_err_t code;
+
+	if (!error)
+		return 0;
+	code = rd_kafka_error_code(error);
+	(void)pr_fail(err, pr_kafka_kind(code), "%s: %s", doing, rd_kafka_error_string(error));
+	if (err)
+		(void)snprintf(err->code, sizeof(err->code), "%s", rd_kafka_err2name(code));
+	rd_kafka_error_destroy(error);
+	return -1;
+}
+
+static void read_configs(const rd_kafka_ConfigResource_t *resource, struct pr_topic_info *ret)
+{
+	const rd_kafka_ConfigEntry_t **entries;
+	const char *name, *value;
+	size_t n;
+
+	if (rd_kafka_ConfigResource_error(resource))
+		return;
+	entries = rd_kafka_ConfigResource_configs(resource, &n);
+	for (size_t i = 0; i < n; i++) {
+		name = rd_kafka_ConfigEntry_name(entries[i]);
+		value = rd_kafka_ConfigEntry_value(entries[i]);
+		if (!value)
+			continue;
+		if (strcmp(name, "max.message.bytes") == 0)
+			ret->max_message_bytes = strtoll(value, NULL, 10);
+		else if (strcmp(name, "cleanup.policy") == 0)
+			(void)snprintf(ret->cleanup_policy, sizeof(ret->cleanup_policy), "%s", value);
+	}
+}
+
+/* Missing rights leave the fields at "unknown": the limit only makes trouble rarer. */
+static void describe_topic(rd_kafka_t *rk, const char *topic, int timeout_ms, struct pr_topic_info *ret)
+{
+	rd_kafka_ConfigResource_t *want = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, topic);
+	rd_kafka_AdminOptions_t *options = rd_kafka_AdminOptions_new(rk, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
+	rd_kafka_queue_t *queue = rd_kafka_queue_new(rk);
+	const rd_kafka_ConfigResource_t **got;
+	rd_kafka_event_t *event;
+	char why[128];
+	size_t n;
+
+	(void)rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, why, sizeof(why));
+	rd_kafka_DescribeConfigs(rk, &want, 1, options, queue);
+	event = rd_kafka_queue_poll(queue, timeout_ms + 1000);
+	if (event && !rd_kafka_event_error(event)) {
+		got = rd_kafka_DescribeConfigs_result_resources(
+			rd_kafka_event_DescribeConfigs_result(event), &n);
+		if (n > 0)
+			read_configs(got[0], ret);
+	}
+	if (event)
+		rd_kafka_event_destroy(event);
+	rd_kafka_queue_destroy(queue);
+	rd_kafka_AdminOptions_destroy(options);
+	rd_kafka_ConfigResource_destroy(want);
+}
+
+int pr_kafka_topic_info(
+	rd_kafka_t *rk, const char *topic, int timeout_ms, struct pr_topic_info *ret, struct pr_err *err)
+{
+	rd_kafka_topic_t *rkt = rd_kafka_topic_new(rk, topic, NULL);
+	const struct rd_kafka_metadata *md = NULL;
+	rd_kafka_resp_err_t code;
+	char last[256];
+	int rc = -1;
+
+	if (!rkt)
+		return pr_kafka_fail(err, rd_kafka_last_error(), topic);
+	code = rd_kafka_metadata(rk, 0, rkt, &md, timeout_ms);
+	if (code) {
+		(void)pr_fail(err, PR_RETRY, "kafka did not describe topic \"%s\" within %d ms: %s", topic,
+			timeout_ms, rd_kafka_err2str(code));
+		pr_kafka_last_words(last, sizeof(last));
+		if (last[0])
+			(void)pr_hint(err, "last word of the client: %s", last);
+		goto out;
+	}
+	memset(ret, 0, sizeof(*ret));
+	ret->max_message_bytes = -1;
+	code = md->topic_cnt == 1 ? md->topics[0].err : RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+	if (code == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
+		rc = 0;
+		goto out;
+	}
+	if (code) {
+		rc = pr_kafka_fail(err, code, topic);
+		goto out;
+	}
+	ret->exists = md->topics[0].partition_cnt > 0;
+	ret->partitions = md->topics[0].partition_cnt;
+	if (ret->exists)
+		describe_topic(rk, topic, timeout_ms, ret);
+	rc = 0;
+out:
+	if (md)
+		rd_kafka_metadata_destroy(md);
+	rd_kafka_topic_destroy(rkt);
+	return rc;
+}
+
+static int created(rd_kafka_event_t *event, const char *topic, int *ret_created, struct pr_err *err)
+{
+	const rd_kafka_topic_result_t **results;
+	rd_kafka_resp_err_t code;
+	size_t n;
+
+	if (!event)
+		return pr_fail(err, PR_RETRY, "kafka did not create topic \"%s\" in time", topic);
+	code = rd_kafka_event_error(event);
+	if (!code) {
+		results = rd_kafka_CreateTopics_result_topics(rd_kafka_event_CreateTopics_result(event), &n);
+		code = n > 0 ? rd_kafka_topic_result_error(results[0]) : RD_KAFKA_RESP_ERR_UNKNOWN;
+	}
+	if (code && code != RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS) {
+		(void)pr_kafka_fail(err, code, topic);
+		return pr_wrap(err, "cannot create topic");
+	}
+	*ret_created = !code;
+	return 0;
+}
+
+int pr_kafka_create_topic(rd_kafka_t *rk, const char *topic, int partitions, int replication,
+	const char *const *configs, int timeout_ms, int *ret_created, struct pr_err *err)
+{
+	rd_kafka_AdminOptions_t *options = rd_kafka_AdminOptions_new(rk, RD_KAFKA_ADMIN_OP_CREATETOPICS);
+	rd_kafka_queue_t *queue = rd_kafka_queue_new(rk);
+	rd_kafka_event_t *event = NULL;
+	rd_kafka_NewTopic_t *nt;
+	char name[128], why[200];
+	const char *value;
+	int rc = -1;
+
+	nt = rd_kafka_NewTopic_new(topic, partitions, replication, why, sizeof(why));
+	if (!nt) {
+		(void)pr_fail(err, PR_REJECT, "cannot create topic \"%s\": %s", topic, why);
+		goto out;
+	}
+	for (; configs && *configs; configs++)
+		if (split_property(*configs, name, sizeof(name), &value) == 0)
+			(void)rd_kafka_NewTopic_set_config(nt, name, value);
+	(void)rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, why, sizeof(why));
+	(void)rd_kafka_AdminOptions_set_operation_timeout(options, timeout_ms, why, sizeof(why));
+	rd_kafka_CreateTopics(rk, &nt, 1, options, queue);
+	event = rd_kafka_queue_poll(queue, timeout_ms + 1000);
+	rc = created(event, topic, ret_created, err);
+out:
+	if (event)
+		rd_kafka_event_destroy(event);
+	if (nt)
+		rd_kafka_NewTopic_destroy(nt);
+	rd_kafka_queue_destroy(queue);
+	rd_kafka_AdminOptions_destroy(options);
+	return rc;
+}
+
+int pr_kafka_topic_valid(const char *name, size_t len)
+{
+	if (len == 0 || len > 249 || (len >= 2 && name[0] == '_' && name[1] == '_'))
+		return 0;
+	if ((len == 1 && name[0] == '.') || (len == 2 && name[0] == '.' && name[1] == '.'))
+		return 0;
+	for (size_t i = 0; i < len; i++) {
+		unsigned char c = (unsigned char)name[i];
+
+		if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+			    c == '.' || c == '_' || c == '-'))
+			return 0;
+	}
+	return 1;
+}
