@@ -1,0 +1,47 @@
+"""tests/support/wait.py -- waiting for a condition instead of sleeping.
+
+Refuses to wait without a bound: every wait ends by success or by a message that
+shows what was last seen.
+"""
+import time
+
+
+class WaitTimeout(AssertionError):
+    """The condition did not come true in time; the text shows the last value."""
+
+
+def wait_until(fn, timeout=30, what=None, interval=0.002, interval_max=0.1, ignore=()):
+    """Calls fn until it returns something true and returns that.
+
+    Exceptions of the types in `ignore` count as "not yet" and are shown at the end.
+    The interval doubles from interval to interval_max.
+    """
+    what = what or getattr(fn, "__name__", "the condition")
+    deadline = time.monotonic() + timeout
+    last = None
+    while True:
+        try:
+            last = fn()
+            if last:
+                return last
+        except ignore as e:
+            last = e
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise WaitTimeout(f"waited {timeout:g} s for {what}; last seen: {last!r}")
+        time.sleep(min(interval, left))
+        interval = min(interval * 2, interval_max)
+
+
+def stays(fn, seconds, what=None, interval=0.05):
+    """Asserts that fn stays true for the given time: for "must not happen" tests."""
+    what = what or getattr(fn, "__name__", "the condition")
+    deadline = time.monotonic() + seconds
+    while True:
+        seen = fn()
+        if not seen:
+            raise AssertionError(f"{what} did not stay true; seen: {seen!r}")
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return seen
+        time.sleep(min(interval, left))
