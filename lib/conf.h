@@ -53,6 +53,7 @@ struct pr_opt {
 	const char *doc;          /* one or two sentences: sample and reference print it */
 	const struct pr_opt *sub; /* of GROUPS */
 	size_t sub_size;
+	const char *example; /* of an option without default: what the sample shows, as def would */
 };
 
 struct pr_conf; /* a loaded file: owns the values the caller's struct points to */
@@ -66,6 +67,12 @@ struct pr_conf; /* a loaded file: owns the values the caller's struct points to 
 int pr_conf_load(const char *file, const struct pr_opt *table, void *target, const char *const *overrides,
 	size_t n, struct pr_conf **ret, struct pr_err *err) PR_MUSTCHECK;
 void pr_conf_free(struct pr_conf *conf);
+
+/* The same from memory (len bytes, need not end in NUL); name stands for the file in errors; an
+ * @include is refused. Tests and the fuzzer use it. */
+int pr_conf_load_text(const char *name, const char *text, size_t len, const struct pr_opt *table,
+	void *target, const char *const *overrides, size_t n, struct pr_conf **ret,
+	struct pr_err *err) PR_MUSTCHECK;
 
 /* For semantic errors found later: fills err with "file:line: key: <text>" where the
  * key was set (or "file: key: ..." when it is a default); returns -1. */
