@@ -65,14 +65,21 @@ struct pr_http {
 	struct peer *peers;
 };
 
+/* What the header lines say about the request's own form. */
+struct head {
+	int hosts, lengths, codings, expects;
+	int bad; /* a name that is no token, "Content-Length " for one */
+};
+
 /* One request, from its line to the end of its answer. */
 struct exchange {
 	const struct pr_http *http;
 	const struct pr_route *route;
-	int head;
+	struct head lines;
 	int bad_target; /* the request target is not acceptable */
 	int begun;      /* the head was judged */
 	int failed;     /* resp holds the refusal; the body is read and dropped */
+	int close;      /* the rest of the stream cannot be trusted, or is not worth reading */
 	struct pr_response resp;
 	char allow[64];
 	char *body;
@@ -166,6 +173,8 @@ static int target_ok(const char *target)
 	while (*target) {
 		int raw = (unsigned char)*target;
 
+		if (raw == ' ' || raw == '#')
+			return 0;
 		c = target_byte(&target);
 		if (follow > 0) {
 			if (c < low || c > high)
@@ -193,27 +202,18 @@ static int target_ok(const char *target)
 	return follow == 0 && !(in_path && segment > 0 && segment <= 2 && dots == segment);
 }
 
-struct count {
-	const char *name;
-	int n;
-};
-
-static enum MHD_Result count_one(void *cls, enum MHD_ValueKind kind, const char *name, const char *value)
+static enum MHD_Result head_line(void *cls, enum MHD_ValueKind kind, const char *name, const char *value)
 {
-	struct count *c = cls;
+	struct head *h = cls;
 
 	(void)kind;
 	(void)value;
-	c->n += strcasecmp(name, c->name) == 0;
+	h->hosts += strcasecmp(name, "Host") == 0;
+	h->lengths += strcasecmp(name, "Content-Length") == 0;
+	h->codings += strcasecmp(name, "Transfer-Encoding") == 0;
+	h->expects += strcasecmp(name, "Expect") == 0;
+	h->bad |= !*name || strpbrk(name, " \t\"(),/:;<=>?@[\\]{}") != NULL;
 	return MHD_YES;
-}
-
-static int header_count(struct MHD_Connection *conn, const char *name)
-{
-	struct count c = { .name = name };
-
-	(void)MHD_get_connection_values(conn, MHD_HEADER_KIND, count_one, &c);
-	return c.n;
 }
 
 /* Compares a host[:port] with a bare host, brackets or not. */
@@ -237,11 +237,11 @@ static int host_is(const char *given, const char *host)
 
 /* A browser that was lured to a name which resolves to 127.0.0.1 sends that name: only
  * our own names are answered on loopback. Elsewhere the token stands guard. */
-static int host_ok(const struct pr_http *http, struct MHD_Connection *conn)
+static int host_ok(const struct pr_http *http, struct MHD_Connection *conn, const struct head *lines)
 {
 	const char *host = MHD_lookup_connection_value(conn, MHD_HEADER_KIND, "Host");
 
-	if (!host || header_count(conn, "Host") != 1)
+	if (!host || lines->hosts != 1)
 		return 0;
 	return !http->loopback || host_is(host, "localhost") || host_is(host, "127.0.0.1") ||
 	       host_is(host, "::1") || host_is(host, http->listen_host);
@@ -345,13 +345,13 @@ static int head_too_large(struct MHD_Connection *conn)
 	return info && info->header_size > HEADER_MAX;
 }
 
-static int framing_ok(struct MHD_Connection *conn)
+/* Whatever could be read as two different requests by us and by a proxy before us. */
+static int framing_ok(const struct head *lines, struct MHD_Connection *conn)
 {
-	int lengths = header_count(conn, "Content-Length");
-	int codings = header_count(conn, "Transfer-Encoding");
 	const char *coding = MHD_lookup_connection_value(conn, MHD_HEADER_KIND, "Transfer-Encoding");
 
-	return lengths + codings <= 1 && (!coding || strcasecmp(coding, "chunked") == 0);
+	return !lines->bad && lines->lengths + lines->codings <= 1 &&
+	       (!coding || strcasecmp(coding, "chunked") == 0);
 }
 
 static size_t content_length(struct MHD_Connection *conn)
@@ -391,17 +391,26 @@ static void judge_route(
 			"a page of another origin may not change anything here");
 }
 
+/* A head that makes the rest of the stream doubtful: answered at once, then closed. */
+static void judge_form(struct exchange *ex, struct MHD_Connection *conn)
+{
+	(void)MHD_get_connection_values(conn, MHD_HEADER_KIND, head_line, &ex->lines);
+	if (head_too_large(conn))
+		refuse(ex, 431, "headers-too-large", "Request headers too large", NULL);
+	else if (!framing_ok(&ex->lines, conn))
+		refuse(ex, 400, "bad-framing", "Malformed request",
+			"one Content-Length, or Transfer-Encoding: chunked, and not both");
+	ex->close = ex->failed;
+}
+
 /* Everything that can be told from the head of a request. */
 static void judge(struct exchange *ex, struct MHD_Connection *conn, const char *method, const char *path)
 {
 	ex->begun = 1;
-	ex->head = strcmp(method, "HEAD") == 0;
-	if (head_too_large(conn))
-		refuse(ex, 431, "headers-too-large", "Request headers too large", NULL);
-	else if (!framing_ok(conn))
-		refuse(ex, 400, "bad-framing", "Malformed request",
-			"one Content-Length, or Transfer-Encoding: chunked, and not both");
-	else if (!host_ok(ex->http, conn))
+	judge_form(ex, conn);
+	if (ex->failed)
+		return;
+	if (!host_ok(ex->http, conn, &ex->lines))
 		refuse(ex, 400, "bad-host", "Host not served here",
 			"the Host header must be one of this server's own names");
 	else if (ex->bad_target)
@@ -411,6 +420,10 @@ static void judge(struct exchange *ex, struct MHD_Connection *conn, const char *
 		judge_route(ex, conn, method, path);
 	if (!ex->failed && content_length(conn) > ex->http->max_body)
 		too_large(ex);
+	/* The rest of a refused body is read, so that its sender comes to reading our answer,
+	 * unless it is long or waits for our word. */
+	if (ex->failed)
+		ex->close = content_length(conn) > DISCARD_MAX || ex->lines.expects > 0;
 }
 
 static void add_header(struct MHD_Response *r, const char *name, const char *value)
@@ -444,6 +457,8 @@ static struct MHD_Response *response_new(struct exchange *ex)
 		add_header(r, "WWW-Authenticate", "Bearer realm=\"postrider\"");
 	if (resp->status == 405 && ex->allow[0])
 		add_header(r, "Allow", ex->allow);
+	if (ex->close)
+		add_header(r, "Connection", "close");
 	return r;
 }
 
@@ -466,6 +481,7 @@ static void take_body(struct exchange *ex, const char *data, size_t n)
 		return;
 	}
 	if (n > ex->http->max_body - ex->body_len) {
+		ex->dropped = ex->body_len + n;
 		too_large(ex);
 		return;
 	}
@@ -490,12 +506,23 @@ static void handle(struct exchange *ex, struct MHD_Connection *conn, const char 
 	ex->route->handler(ex->route->ctx, &req, &ex->resp);
 }
 
-/* True when a refused request's body is not worth reading to its end: then the answer goes
- * out at once and the connection is closed. */
-static int answer_early(const struct exchange *ex, struct MHD_Connection *conn)
+/* MHD takes an answer before or after a body, never inside one. This one goes out beside
+ * it, if the socket has room, and the connection ends. */
+static enum MHD_Result give_up(struct exchange *ex, struct MHD_Connection *conn)
 {
-	return ex->failed && (ex->resp.status == 431 || content_length(conn) > DISCARD_MAX ||
-				     header_count(conn, "Expect") > 0);
+	const union MHD_ConnectionInfo *info =
+		MHD_get_connection_info(conn, MHD_CONNECTION_INFO_CONNECTION_FD);
+	unsigned status = (unsigned)ex->resp.status;
+	char *text = pr_asprintf(
+		"HTTP/1.1 %u %s\r\nConnection: close\r\nContent-Type: %s\r\nContent-Length: %zu\r\n"
+		"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n\r\n%s",
+		status, MHD_get_reason_phrase_for(status), ex->resp.content_type, ex->resp.body_len,
+		ex->resp.body);
+
+	if (info)
+		(void)send(info->connect_fd, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL);
+	free(text);
+	return MHD_NO;
 }
 
 static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const char *path,
@@ -507,13 +534,12 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *conn, const 
 	(void)version;
 	if (!ex->begun) {
 		judge(ex, conn, method, path);
-		return answer_early(ex, conn) ? answer(ex, conn) : MHD_YES;
+		return ex->failed && ex->close ? answer(ex, conn) : MHD_YES;
 	}
 	if (*data_len > 0) {
 		take_body(ex, data, *data_len);
 		*data_len = 0;
-		/* MHD takes an answer before or after a body, not inside one. */
-		return ex->dropped > DISCARD_MAX ? MHD_NO : MHD_YES;
+		return ex->dropped > DISCARD_MAX ? give_up(ex, conn) : MHD_YES;
 	}
 	if (!ex->failed)
 		handle(ex, conn, path);
