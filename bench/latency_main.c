@@ -1,7 +1,8 @@
 /* bench/latency_main.c -- commit -> visible to a read_committed consumer, measured from
  * outside: writers insert one row per transaction on an open-loop schedule (a slow answer
  * does not slow the schedule down), a consumer notes when each event arrives. Knows the
- * relay only by its contract, so that any other relay can stand in its place.
+ * relay only by its contract, so that any other relay can stand in its place. With
+ * --direct the same events go straight to Kafka instead: the floor under every relay.
  * Refuses to repair: lost and duplicated events are counted and printed.
  * Prints one JSON line on stdout. Called by bench/run.py. */
 #include "lib/clock.h"
@@ -21,8 +22,9 @@
 struct opts {
 	const char *conninfo, *brokers, *topic, *table, *aggregatetype;
 	long rate, connections, payload, keys;
-	double seconds, warmup, patience;
-	int publish; /* through outbox.publish, not a plain INSERT */
+	double seconds, warmup, patience, gap_ms;
+	int publish;        /* through outbox.publish, not a plain INSERT */
+	const char *direct; /* no outbox at all: "transactional" or "idempotent" */
 };
 
 struct event {
@@ -38,6 +40,7 @@ struct run {
 	long n, warm;   /* events, of which the first warm are not counted */
 	struct event *events;
 	char *payload;
+	rd_kafka_t *producer; /* with --direct */
 	_Atomic int64_t start_us;
 	_Atomic long next, failed, distinct;
 	_Atomic int64_t behind_us; /* latest start of a transaction against the schedule */
@@ -76,6 +79,12 @@ static void prepare(const struct run *r, PGconn *pg)
 	free(sql);
 }
 
+static void event_id(const struct run *r, long i, char id[40])
+{
+	(void)snprintf(id, 40, "%08" PRIx64 "-%04" PRIx64 "-7%03" PRIx64 "-8000-%012lx", r->nonce >> 28,
+		(r->nonce >> 12) & 0xffff, r->nonce & 0xfff, (unsigned long)i);
+}
+
 static void write_one(struct run *r, PGconn *pg, long i)
 {
 	struct event *e = &r->events[i];
@@ -85,8 +94,7 @@ static void write_one(struct run *r, PGconn *pg, long i)
 	PGresult *res;
 	ExecStatusType st;
 
-	(void)snprintf(id, sizeof(id), "%08" PRIx64 "-%04" PRIx64 "-7%03" PRIx64 "-8000-%012lx",
-		r->nonce >> 28, (r->nonce >> 12) & 0xffff, r->nonce & 0xfff, (unsigned long)i);
+	event_id(r, i, id);
 	(void)snprintf(key, sizeof(key), "k%ld", i % r->o.keys);
 	res = PQexecPrepared(pg, "w", 4, params, NULL, NULL, 0);
 	st = PQresultStatus(res);
@@ -118,6 +126,87 @@ static void *writer(void *arg)
 		write_one(r, pg, i);
 	}
 	PQfinish(pg);
+	return NULL;
+}
+
+static void set(rd_kafka_conf_t *conf, const char *name, const char *value)
+{
+	char why[256];
+
+	if (rd_kafka_conf_set(conf, name, value, why, sizeof(why)) != RD_KAFKA_CONF_OK)
+		die(name, why);
+}
+
+static rd_kafka_t *open_producer(const struct run *r)
+{
+	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+	rd_kafka_error_t *e;
+	rd_kafka_t *rk;
+	char why[256];
+
+	set(conf, "bootstrap.servers", r->o.brokers);
+	set(conf, "enable.idempotence", "true");
+	set(conf, "linger.ms", "0");
+	set(conf, "compression.codec", "lz4");
+	set(conf, "partitioner", "murmur2_random");
+	if (strcmp(r->o.direct, "transactional") == 0)
+		set(conf, "transactional.id", "postrider-bench-floor");
+	rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, why, sizeof(why));
+	if (!rk)
+		die("kafka", why);
+	if (strcmp(r->o.direct, "transactional") == 0 && (e = rd_kafka_init_transactions(rk, 30000)))
+		die("init_transactions", rd_kafka_error_string(e));
+	return rk;
+}
+
+static void produce_one(struct run *r, rd_kafka_t *rk, long i)
+{
+	rd_kafka_resp_err_t e;
+	char id[40], key[24];
+
+	event_id(r, i, id);
+	(void)snprintf(key, sizeof(key), "k%ld", i % r->o.keys);
+	e = rd_kafka_producev(rk, RD_KAFKA_V_TOPIC(r->o.topic), RD_KAFKA_V_MSGFLAGS(0),
+		RD_KAFKA_V_KEY(key, strlen(key)), RD_KAFKA_V_VALUE(r->payload, (size_t)r->o.payload),
+		RD_KAFKA_V_HEADER("id", id, 36), RD_KAFKA_V_END);
+	if (e)
+		die("produce", rd_kafka_err2str(e));
+}
+
+static long due_now(const struct run *r)
+{
+	int64_t n = (pr_mono_us() - r->start_us) * r->o.rate / PR_SEC + 1;
+
+	return n < r->n ? (long)n : r->n;
+}
+
+/* The floor: what is due goes out at once, in one transaction after the other, with a gap
+ * between them if asked (the broker refuses a transaction that follows too closely). An event
+ * counts as committed when it was due, not when we came to it. */
+static void *producer(void *arg)
+{
+	struct run *r = arg;
+	rd_kafka_t *rk = r->producer;
+	int txn = strcmp(r->o.direct, "transactional") == 0;
+	rd_kafka_error_t *e = NULL;
+
+	for (long i = 0, end; i < r->n; i = end) {
+		wait_until(r->start_us + i * PR_SEC / r->o.rate);
+		end = due_now(r);
+		if (txn && (e = rd_kafka_begin_transaction(rk)))
+			die("begin", rd_kafka_error_string(e));
+		for (long k = i; k < end; k++) {
+			produce_one(r, rk, k);
+			r->events[k].commit_us = r->start_us + k * PR_SEC / r->o.rate;
+		}
+		if (txn && (e = rd_kafka_commit_transaction(rk, -1)))
+			die("commit", rd_kafka_error_string(e));
+		rd_kafka_poll(rk, 0);
+		if (r->o.gap_ms > 0)
+			wait_until(pr_mono_us() + (int64_t)(r->o.gap_ms * 1000));
+	}
+	if (rd_kafka_flush(rk, 30000))
+		die("flush", "not all delivered in 30 s");
 	return NULL;
 }
 
@@ -157,14 +246,6 @@ static void arrived(struct run *r, const rd_kafka_message_t *m, int64_t now)
 	last = now;
 }
 
-static void set(rd_kafka_conf_t *conf, const char *name, const char *value)
-{
-	char why[256];
-
-	if (rd_kafka_conf_set(conf, name, value, why, sizeof(why)) != RD_KAFKA_CONF_OK)
-		die(name, why);
-}
-
 /* All partitions, from their present end. */
 static rd_kafka_topic_partition_list_t *ends_of(rd_kafka_t *rk, const char *topic)
 {
@@ -178,7 +259,13 @@ static rd_kafka_topic_partition_list_t *ends_of(rd_kafka_t *rk, const char *topi
 	for (int p = 0; p < md->topics[0].partition_cnt; p++) {
 		int64_t low, high;
 
-		e = rd_kafka_query_watermark_offsets(rk, topic, p, &low, &high, 10000);
+		/* A topic made a moment ago may not have found its leader yet. */
+		for (int64_t until = pr_mono_us() + 10 * PR_SEC;;) {
+			e = rd_kafka_query_watermark_offsets(rk, topic, p, &low, &high, 10000);
+			if (!e || pr_mono_us() > until)
+				break;
+			wait_until(pr_mono_us() + 100 * PR_MS);
+		}
 		if (e)
 			die(topic, rd_kafka_err2str(e));
 		rd_kafka_topic_partition_list_add(l, topic, p)->offset = high;
@@ -308,8 +395,11 @@ static void report(struct run *r)
 		     "\"committed\": %ld, \"failed\": %ld, \"counted\": %ld, \"lost\": %ld, \"dup\": %ld, "
 		     "\"invented\": %ld, \"schedule_behind_ms\": %.3f, \"longest_gap_ms\": %.3f",
 		r->o.rate, (double)ok * 1e6 / (double)(last - r->start_us), r->o.connections,
-		r->o.publish ? "outbox.publish" : "insert", ok, r->failed, lags, lost, dup, invented,
-		(double)r->behind_us / 1000.0, (double)r->gap_us / 1000.0);
+		r->o.direct    ? r->o.direct
+		: r->o.publish ? "outbox.publish"
+			       : "insert",
+		ok, r->failed, lags, lost, dup, invented, (double)r->behind_us / 1000.0,
+		(double)r->gap_us / 1000.0);
 	print_percentiles("latency_ms", lag, lags);
 	print_percentiles("insert_ms", took, tooks);
 	(void)printf("}\n");
@@ -333,7 +423,8 @@ static int usage(void)
 {
 	(void)fputs("usage: latency --conninfo C --brokers B --topic T --aggregatetype A [--rate 1000]\n"
 		    "       [--seconds 15] [--warmup 3] [--patience 10] [--connections 8] [--payload 168]\n"
-		    "       [--keys 10000] [--table outbox.event] [--publish]\n",
+		    "       [--keys 10000] [--table outbox.event] [--publish]\n"
+		    "       [--direct transactional|idempotent [--gap-ms 0]]\n",
 		stderr);
 	return PR_EX_USAGE;
 }
@@ -344,7 +435,8 @@ static int parse(int argc, char **argv, struct opts *o)
 		{ "topic", 1, 0, 't' }, { "table", 1, 0, 'T' }, { "aggregatetype", 1, 0, 'a' },
 		{ "rate", 1, 0, 'r' }, { "seconds", 1, 0, 's' }, { "warmup", 1, 0, 'w' },
 		{ "connections", 1, 0, 'k' }, { "patience", 1, 0, 'p' }, { "payload", 1, 0, 'y' },
-		{ "keys", 1, 0, 'e' }, { "publish", 0, 0, 'P' }, { 0, 0, 0, 0 } };
+		{ "keys", 1, 0, 'e' }, { "publish", 0, 0, 'P' }, { "direct", 1, 0, 'D' },
+		{ "gap-ms", 1, 0, 'g' }, { 0, 0, 0, 0 } };
 	int c;
 
 	while ((c = getopt_long(argc, argv, "", table, NULL)) != -1)
@@ -385,13 +477,21 @@ static int parse(int argc, char **argv, struct opts *o)
 		case 'e':
 			o->keys = strtol(optarg, NULL, 10);
 			break;
+		case 'D':
+			o->direct = optarg;
+			o->connections = 1;
+			break;
+		case 'g':
+			o->gap_ms = strtod(optarg, NULL);
+			break;
 		case 'P':
 			o->publish = 1;
 			break;
 		default:
 			return -1;
 		}
-	if (optind != argc || !o->conninfo || !o->brokers || !o->topic || !o->aggregatetype)
+	if (optind != argc || !(o->conninfo || o->direct) || !o->brokers || !o->topic ||
+		!(o->aggregatetype || o->direct))
 		return -1;
 	if (o->rate < 1 || o->connections < 1 || o->connections > 500 || o->keys < 1 || o->payload < 1)
 		return -1;
@@ -402,17 +502,21 @@ static void run(struct run *r)
 {
 	pthread_t *threads = pr_calloc((size_t)r->o.connections, sizeof(*threads)), c;
 
+	if (r->o.direct)
+		r->producer = open_producer(r);
 	if (pthread_create(&c, NULL, consumer, r))
 		die("thread", "cannot start");
 	while (!r->start_us)
 		wait_until(pr_mono_us() + PR_MS);
 	for (long i = 0; i < r->o.connections; i++)
-		if (pthread_create(&threads[i], NULL, writer, r))
+		if (pthread_create(&threads[i], NULL, r->o.direct ? producer : writer, r))
 			die("thread", "cannot start");
 	for (long i = 0; i < r->o.connections; i++)
 		(void)pthread_join(threads[i], NULL);
 	r->writers_done = 1;
 	(void)pthread_join(c, NULL);
+	if (r->producer)
+		rd_kafka_destroy(r->producer);
 	free(threads);
 }
 
