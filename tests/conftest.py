@@ -44,7 +44,7 @@ def kafka():
     """A broker for all tests that do not break it."""
     if not servers.kafka_jars():
         pytest.skip("no Kafka jars: run make setup with Maven Central within reach")
-    k = servers.Kafka().start().warm()
+    k = servers.Kafka(quick=True).start().warm()
     yield k
     k.kill()
 
@@ -72,7 +72,7 @@ def own_kafka():
     started = []
 
     def make(warm=True, **kw):
-        started.append(servers.Kafka(**kw).start())
+        started.append(servers.Kafka(**{"quick": True, **kw}).start())
         return started[-1].warm() if warm else started[-1]
     yield make
     for k in started:

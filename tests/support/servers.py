@@ -112,6 +112,14 @@ def tail(path, lines=25):
     return "(no log)"
 
 
+def _all_stopped(pid):
+    for task in glob.glob(f"/proc/{pid}/task/*/stat"):
+        with contextlib.suppress(OSError), open(task, encoding="utf-8", errors="replace") as f:
+            if f.read().rsplit(")", 1)[1].split()[0] not in "TtZX":
+                return False
+    return True
+
+
 class Server:
     """A child process with a log file."""
     proc = None
@@ -131,7 +139,9 @@ class Server:
         self.proc.send_signal(sig)
 
     def sigstop(self):
+        """SIGSTOP, and back only when every thread has stopped."""
         self.signal(signal.SIGSTOP)
+        wait_until(lambda: _all_stopped(self.pid), 10, f"{self.name} to stand still")
 
     def sigcont(self):
         self.signal(signal.SIGCONT)
@@ -394,7 +404,7 @@ KAFKA_DEFAULTS = {
     "group.initial.rebalance.delay.ms": "0", "num.network.threads": "2", "num.io.threads": "4",
     "background.threads": "2", "log.cleaner.dedupe.buffer.size": "16777216",
     # A broker killed and started again waits for the end of its predecessor's session.
-    "broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500",
+    "broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "300",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000", "log.retention.check.interval.ms": "5000",
 }
 
@@ -403,10 +413,14 @@ class Kafka(Server):
     """A real single-node broker (KRaft).
 
     config: extra server properties. proxy_port: adds a second listener whose advertised
-    port is that one; point a proxy from it to self.proxied_port."""
+    port is that one; point a proxy from it to self.proxied_port. quick: JIT with the
+    first compiler only, for short runs on few cores."""
 
-    def __init__(self, config=None, proxy_port=None, auto_create=False, heap="512m"):
+    def __init__(self, config=None, proxy_port=None, auto_create=False, heap="512m", quick=False,
+                 archiving=None):
         self.name = "kafka"
+        self.quick = quick
+        self.archiving = archiving
         self.jars = kafka_jars()
         if not self.jars:
             raise RuntimeError("the Kafka jars are missing: run make setup")
@@ -455,9 +469,23 @@ class Kafka(Server):
                     "rootLogger.appenderRef.c.ref=c\n")
 
     def _java(self, *more):
-        return ["java", f"-Xmx{self.heap}", f"-Xms{self.heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4",
-                "-Xshare:auto", f"-Dlog4j2.configurationFile={self.dir}/log4j2.properties", "-cp", f"{self.jars}/*",
-                *more]
+        return ["java", f"-Xmx{self.heap}", f"-Xms{self.heap}", "-XX:+UseSerialGC",
+                f"-Dlog4j2.configurationFile={self.dir}/log4j2.properties", "-cp", f"{self.jars}/*", *more]
+
+    def _archive(self):
+        """Path of the class archive (CDS) that halves the broker's start; made once per JRE
+        and jar directory from a broker that starts, answers and stops."""
+        java = os.path.realpath(shutil.which("java") or "java")
+        key = hashlib.sha256(f"{java} {os.stat(java).st_mtime} {os.stat(self.jars).st_mtime}".encode()).hexdigest()[:12]
+        path = os.path.join(cache_dir(), f"kafka-{KAFKA_VERSION}-{key}.jsa")
+        if os.path.exists(path) or self.archiving:
+            return path
+        aside = f"{path}.{os.getpid()}"
+        other = Kafka(archiving=aside).start().warm()
+        other.stop(120)
+        if os.path.exists(aside):
+            os.rename(aside, path)
+        return path
 
     def _format(self):
         """A formatted storage is two small files; made once, then copied."""
@@ -477,7 +505,12 @@ class Kafka(Server):
             shutil.copytree(cached, self.data)
 
     def start(self, timeout=60, wait=True):
-        self.proc = spawn(self._java("kafka.Kafka", self.properties), log=self.log, cwd=self.dir)
+        archive = self._archive()
+        flags = [f"-XX:ArchiveClassesAtExit={self.archiving}"] if self.archiving else [
+            "-Xshare:auto", "-Xlog:cds=off", f"-XX:SharedArchiveFile={archive}"]
+        if self.quick:
+            flags.append("-XX:TieredStopAtLevel=1")
+        self.proc = spawn(self._java(*flags, "kafka.Kafka", self.properties), log=self.log, cwd=self.dir)
         self._remember()
         if wait:
             self.wait_ready(timeout)
