@@ -6,7 +6,7 @@ set -eu
 out=$1; shift
 h=$out/sql.h.tmp; c=$out/sql.c.tmp
 cstring() {	# a file as C string literals, one per line
-	awk '{ gsub(/\\/, "\\\\"); gsub(/"/, "\\\""); printf "\t\"%s\\n\"\n", $0 }' "$1"
+	sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/	"&\\n"/' "$1"
 }
 cat >"$h" <<'H'
 /* Made by db/embed.sh from db/: do not edit. */
