@@ -220,10 +220,11 @@ void pr_conf_text_free(struct pr_conf_text *t)
 
 static int refuse_at(struct scan *s, const struct cursor *c, int line, const char *fmt, ...) PR_PRINTF(4, 5);
 
+/* With the key whose value it is, unless it begins with "@": an include belongs to none. */
 static int refuse_at(struct scan *s, const struct cursor *c, int line, const char *fmt, ...)
 {
 	char where[400], reason[400];
-	const char *key = s->t->nmarks ? s->t->marks[s->t->nmarks - 1].path : NULL;
+	const char *key = s->t->nmarks && *fmt != '@' ? s->t->marks[s->t->nmarks - 1].path : NULL;
 	va_list ap;
 
 	va_start(ap, fmt);
@@ -454,6 +455,13 @@ static int scan_comma(struct scan *s, struct cursor *c)
 	return take(s, c);
 }
 
+static int refuse_garbage(struct scan *s, const struct cursor *c, unsigned char ch)
+{
+	if (isgraph(ch))
+		return refuse(s, c, "unexpected \"%c\"; strings need quotes", ch);
+	return refuse(s, c, "unexpected byte 0x%02x; strings need quotes", ch);
+}
+
 static int scan_include(struct scan *s, struct cursor *c);
 
 static int scan_token(struct scan *s, struct cursor *c)
@@ -478,6 +486,8 @@ static int scan_token(struct scan *s, struct cursor *c)
 		return scan_close(s, c);
 	if (ch == ',')
 		return scan_comma(s, c);
+	if (ch != '\0' && !strchr("=:; \t\r\n\f", ch))
+		return refuse_garbage(s, c, ch);
 	return take(s, c);
 }
 
@@ -623,7 +633,7 @@ static int scan_include(struct scan *s, struct cursor *c)
 	int rc = -1;
 
 	if (!name)
-		return refuse(s, c, "\"@\" begins nothing but @include \"file\" on a line of its own");
+		return refuse(s, c, "@ begins nothing but @include \"file\" on a line of its own");
 	path = include_path(s, c, name);
 	if (path && include_file(s, c, name, path) == 0) {
 		c->p += n;

@@ -292,7 +292,7 @@ const char *pr_conf_type_str(enum pr_opt_type type)
 	case PR_OPT_CONNINFO:
 		return "a connection string";
 	case PR_OPT_BOOL:
-		return "true or false";
+		return "true or false, without quotes";
 	case PR_OPT_INT:
 		return "a whole number";
 	case PR_OPT_SIZE:
@@ -323,7 +323,7 @@ static size_t distance(const char *a, const char *b)
 	size_t d[3][N + 1], na = strlen(a), nb = strlen(b);
 
 	if (na > N || nb > N)
-		return N;
+		return SIZE_MAX;
 	for (size_t j = 0; j <= nb; j++)
 		d[0][j] = j;
 	for (size_t i = 1; i <= na; i++) {

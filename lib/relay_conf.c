@@ -21,7 +21,7 @@
 const struct pr_opt pr_relay_options[] = {
 	{ "name", PR_OPT_STR, AT(name), .flags = PR_OPT_REQUIRED | PR_OPT_NO_RELOAD, .example = "orders",
 		.doc = "The outbox's name, 1 to 60 of a-z, 0-9, _ and -. It names the position topic "
-		       "(postrider.positions.<name>), the transactional id and the metrics' label; "
+		       "(postrider.positions.NAME), the transactional id and the metrics' label; "
 		       "never change it for an outbox that was published." },
 	{ "source.conninfo", PR_OPT_CONNINFO, AT(source.conninfo),
 		.flags = PR_OPT_REQUIRED | PR_OPT_NO_RELOAD,
