@@ -57,18 +57,22 @@ def cpu_ticks(pid):
     return (int(f[11]) + int(f[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def parse(text):
+    return json.loads(text)
+
+
 def median(values):
     return statistics.median(values)
 
 
 class Lab:
-    def __init__(self, say=print):
+    def __init__(self, say=print, **config):
         self.say = say
         self.number = 0
         self.templates = {}
-        self.pg = servers.Postgres(config={
+        self.pg = servers.Postgres(config=dict({
             "shared_buffers": "512MB", "max_wal_size": "16GB", "max_connections": "700",
-            "shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track": "none"}).start()
+            "shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track": "none"}, **config)).start()
         self.kafka = servers.Kafka(heap="1g").start()
         self.kafka.warm()
 
@@ -102,15 +106,9 @@ class Lab:
                 last = min(first + 999999, n)
                 db.psql("SET synchronous_commit = off;" + LOAD.format(
                     first=first, last=last, keys=keys, topics=topics, pad=max(0, payload - PAD_LESS)))
-                self.make_room(db)
             db.psql("VACUUM ANALYZE outbox.event; CHECKPOINT;")
             self.templates[key] = db
         return self.templates[key]
-
-    def make_room(self, db):
-        """Ranges ahead of the sequence, as the relay's janitor makes them while it runs."""
-        if db.one("SELECT to_regprocedure('outbox.make_ahead()') IS NOT NULL"):
-            db.query("SELECT outbox.make_ahead()")
 
     @contextlib.contextmanager
     def copy(self, template):
