@@ -63,6 +63,7 @@ struct pr_http {
 	struct pr_route *route;
 	size_t route_count;
 	struct peer *peers;
+	int freed; /* a connection was closed since this was last cleared */
 };
 
 /* What the header lines say about the request's own form. */
@@ -610,6 +611,7 @@ static void on_connection(
 		peer_add(cls, conn, context);
 	} else if (*context) {
 		peer_drop(cls, *context);
+		((struct pr_http *)cls)->freed = 1;
 		*context = NULL;
 	}
 }
@@ -622,6 +624,16 @@ static void sweep(struct pr_http *http)
 	for (struct peer *p = http->peers; p; p = p->next)
 		if (now - p->since_us > http->deadline_us)
 			(void)shutdown(p->fd, SHUT_RDWR);
+}
+
+/* At its limit MHD takes the listening socket out of its epoll set, and puts it back at the
+ * start of a run: without another run after a close, nobody would ever be accepted again. */
+static void run(struct pr_http *http)
+{
+	do {
+		http->freed = 0;
+		(void)MHD_run(http->daemon);
+	} while (http->freed);
 }
 
 static int wait_ms(struct pr_http *http)
@@ -642,7 +654,7 @@ static void *serve(void *arg)
 	int64_t swept = pr_mono_us();
 
 	while (!(fds[1].revents & POLLIN)) {
-		(void)MHD_run(http->daemon);
+		run(http);
 		if (pr_mono_us() - swept > PR_SEC / 2) {
 			sweep(http);
 			swept = pr_mono_us();
