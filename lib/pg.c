@@ -15,19 +15,22 @@
 
 #define DEFAULT_TIMEOUT (10 * PR_SEC)
 #define MAX_TIMEOUT     (24 * 3600 * PR_SEC)
+#define MAX_LATE        64 /* reads of one call after its deadline */
 #define MAX_STATEMENTS  16 /* prepared per connection, and the most of one round trip */
 
 /* A text seen in a round trip. It is prepared on the server at its second sighting, so that
- * texts made up on the way cost nothing; a slot whose text is prepared is never given away. */
+ * texts made up on the way cost nothing; a slot whose name the server knows, or may, is never
+ * given to another text. */
 struct statement {
 	char *sql;
-	int prepared;
+	enum { SEEN, PREPARING, PREPARED } state;
 };
 
 struct pr_pg {
 	PGconn *conn;
 	int wake_fd;
 	int dead;
+	int late; /* reads after the deadline */
 	int64_t timeout_us;
 	int64_t override_us; /* of the next call; 0: none */
 	int64_t server_us;   /* what the server's statement_timeout was made from */
@@ -149,22 +152,24 @@ static int64_t sane_timeout(int64_t timeout_us)
 	return timeout_us < MAX_TIMEOUT ? timeout_us : MAX_TIMEOUT;
 }
 
-/* Waits for the socket. 1: ready, 0: deadline passed, -1: woken. */
+/* Waits for the socket. 1: ready, 0: deadline passed, -1: woken. What is there after the deadline
+ * is still read, it is we who were late (stopped, starved); but not for ever. */
 static int wait_socket(struct pr_pg *pg, short events, int64_t deadline, short *ret)
 {
 	struct pollfd fds[2] = {
 		{ .fd = PQsocket(pg->conn), .events = events },
 		{ .fd = pg->wake_fd, .events = POLLIN },
 	};
-	int n;
+	int n, ms;
 
 	do {
-		n = poll(fds, 2, pr_until_ms(deadline));
+		ms = pr_until_ms(deadline);
+		n = poll(fds, 2, ms);
 	} while (n < 0 && errno == EINTR);
-	if (fds[1].revents)
+	if (n > 0 && fds[1].revents)
 		return -1;
 	*ret = fds[0].revents;
-	return n != 0;
+	return n > 0 && (ms != 0 || ++pg->late <= MAX_LATE);
 }
 
 /* Waits with an answer outstanding: whatever keeps us from it makes the connection useless. */
@@ -336,7 +341,8 @@ static int match_server(struct pr_pg *pg, int64_t timeout_us, int64_t deadline, 
 	(void)snprintf(sql, sizeof(sql), "SET statement_timeout = %lld", statement_timeout_ms(want));
 	if (run(pg, sql, deadline, err) < 0)
 		return -1;
-	pg->server_us = want;
+	/* A rollback would take it back behind our back: inside a transaction we do not know. */
+	pg->server_us = PQtransactionStatus(pg->conn) == PQTRANS_IDLE ? want : 0;
 	return 0;
 }
 
@@ -363,6 +369,7 @@ static int begin_call(struct pr_pg *pg, int64_t *timeout_us, int64_t *deadline, 
 	*timeout_us = pg->override_us ? pg->override_us : pg->timeout_us;
 	*deadline = deadline_of(*timeout_us);
 	pg->override_us = 0;
+	pg->late = 0;
 	if (may_start(pg, err) < 0)
 		return -1;
 	return match_server(pg, *timeout_us, *deadline, err);
@@ -470,45 +477,76 @@ static const char *find_sqlstate(const char *line, size_t n)
 	return NULL;
 }
 
-/* libpq tells why connecting failed only as text, one line and perhaps more for every address; in
- * verbose mode with the SQLSTATE. One address that may recover is enough to try again. */
+/* Why connecting failed; libpq tells it only as text, a line and perhaps more for every address. */
+struct refusal {
+	char text[sizeof(((struct pr_err *)0)->text)];
+	char code[6];
+	enum pr_kind kind;
+	int addresses;
+};
+
+/* Adds one line, without the SQLSTATE and the place in the server's source that the verbose form
+ * has. One address that may recover is enough to try again. */
+static void add_line(struct refusal *r, const char *line, size_t n)
+{
+	const char *state = find_sqlstate(line, n);
+	int head = (int)(state ? (size_t)(state - line) - 1 : n);
+	int tail = state ? (int)(n - (size_t)(state + 7 - line)) : 0;
+	size_t len = strlen(r->text);
+	char code[6] = "";
+
+	if (*line == '\t' || strncmp(line, "LOCATION:", 9) == 0)
+		return;
+	(void)snprintf(r->text + len, sizeof(r->text) - len, "%s%.*s%.*s", len ? "; " : "", head, line, tail,
+		state ? state + 7 : "");
+	if (!memmem(line, n, "failed: ", 8))
+		return;
+	(void)snprintf(code, sizeof(code), "%.5s", state ? state : "");
+	if (r->addresses++ && pr_pg_kind(code) != PR_RETRY)
+		return;
+	r->kind = pr_pg_kind(code);
+	memcpy(r->code, code, sizeof(code));
+}
+
 static int connect_fail(struct pr_pg *pg, struct pr_err *err)
 {
 	const char *p = PQerrorMessage(pg->conn);
-	char text[sizeof(err->text)] = "", code[6] = "";
-	enum pr_kind kind = PR_STOP;
-	int seen = 0;
+	struct refusal r = { .kind = PR_RETRY };
+	size_t n;
 
-	for (size_t n; *p; p += n + (p[n] == '\n')) {
-		const char *state;
-		size_t len = strlen(text);
-
+	for (; *p; p += n + (p[n] == '\n')) {
 		n = strcspn(p, "\n");
-		if (*p == '\t' || strncmp(p, "LOCATION:", 9) == 0)
-			continue;
-		state = find_sqlstate(p, n);
-		(void)snprintf(text + len, sizeof(text) - len, "%s%.*s%.*s", len ? "; " : "",
-			(int)(state ? (size_t)(state - p) - 1 : n), p,
-			state ? (int)(n - (size_t)(state + 7 - p)) : 0, state ? state + 7 : "");
-		if (!strstr(p, "failed: "))
-			continue;
-		(void)snprintf(code, sizeof(code), "%.5s", state ? state : "");
-		if (!seen++ || pr_pg_kind(code) == PR_RETRY)
-			kind = pr_pg_kind(code);
+		add_line(&r, p, n);
 	}
-	if (PQconnectionNeedsPassword(pg->conn)) {
-		kind = PR_STOP;
-		(void)snprintf(code, sizeof(code), "28P01");
+	if (r.addresses <= 1 && PQconnectionNeedsPassword(pg->conn)) {
+		r.kind = PR_STOP;
+		memcpy(r.code, "28P01", 6);
 	}
-	(void)pr_fail(err, seen ? kind : PR_RETRY, "%s", text[0] ? text : "connecting to the server failed");
-	set_code(err, code[0] ? code : "08001");
-	if (strncmp(code, "28", 2) == 0) {
-		(void)pr_hint(
-			err, "check user and password (conninfo, PGPASSWORD or ~/.pgpass) and pg_hba.conf");
-		if (err)
-			err->exit = PR_EX_NOPERM;
+	(void)pr_fail(err, r.kind, "%s", r.text[0] ? r.text : "connecting to the server failed");
+	set_code(err, r.code[0] ? r.code : "08001");
+	if (strncmp(r.code, "28", 2) != 0)
+		return -1;
+	if (err)
+		err->exit = PR_EX_NOPERM;
+	return pr_hint(err, "check user and password (conninfo, PGPASSWORD or ~/.pgpass) and pg_hba.conf");
+}
+
+/* Failed before a first packet could be sent. It may be the network's fault, or the name server's;
+ * else an option is wrong (a port, an sslmode, a service) and no waiting helps. */
+static int start_fail(struct pr_pg *pg, struct pr_err *err)
+{
+	const char *text = PQerrorMessage(pg->conn);
+
+	(void)connect_fail(pg, err);
+	if (strstr(text, "failed: ") || strstr(text, "could not translate host name") ||
+		strstr(text, "could not create socket"))
+		return -1;
+	if (err) {
+		err->kind = PR_STOP;
+		err->exit = PR_EX_CONFIG;
 	}
-	return -1;
+	return pr_hint(
+		err, "correct the connection string, or the PG* variables and files that it is mixed with");
 }
 
 /* Names are looked up by getaddrinfo, which has its own time limit and not ours (see hostaddr). */
@@ -560,7 +598,7 @@ static int start_connect(
 		abort(); /* out of memory, as everywhere in lib/ */
 	(void)PQsetNoticeReceiver(pg->conn, on_notice, pg);
 	(void)PQsetErrorVerbosity(pg->conn, PQERRORS_VERBOSE);
-	rc = PQstatus(pg->conn) == CONNECTION_BAD ? connect_fail(pg, err) : finish_connect(pg, deadline, err);
+	rc = PQstatus(pg->conn) == CONNECTION_BAD ? start_fail(pg, err) : finish_connect(pg, deadline, err);
 	(void)PQsetErrorVerbosity(pg->conn, PQERRORS_DEFAULT);
 	PQconninfoFree(parsed);
 	return rc;
@@ -647,7 +685,7 @@ static int find_slot(struct pr_pg *pg, const char *sql, int *ret_known)
 	for (int i = 0; i < MAX_STATEMENTS; i++) {
 		int slot = (int)(pg->next_slot++ % MAX_STATEMENTS);
 
-		if (pg->statements[slot].prepared)
+		if (pg->statements[slot].state != SEEN)
 			continue;
 		free(pg->statements[slot].sql);
 		pg->statements[slot].sql = pr_strdup(sql);
@@ -667,7 +705,8 @@ static int send_statement(struct pr_pg *pg, const char *sql, int *ret_preparing)
 	if (slot < 0 || !known) {
 		ok = PQsendQueryParams(pg->conn, sql, 0, NULL, NULL, NULL, NULL, 0);
 	} else {
-		if (!pg->statements[slot].prepared) {
+		if (pg->statements[slot].state == SEEN) {
+			pg->statements[slot].state = PREPARING;
 			*ret_preparing = slot;
 			ok = PQsendPrepare(pg->conn, name, sql, 0, NULL);
 		}
@@ -698,24 +737,24 @@ static int sort_in(struct pr_pg *pg, PGresult *res, const char *sql, int *prepar
 	ExecStatusType st = PQresultStatus(res);
 
 	if (st == PGRES_COMMAND_OK && *preparing >= 0) {
-		pg->statements[*preparing].prepared = 1;
+		pg->statements[*preparing].state = PREPARED;
 		*preparing = -1;
-	} else if (st == PGRES_PIPELINE_SYNC || st == PGRES_PIPELINE_ABORTED) {
-		PQclear(res);
-		return st == PGRES_PIPELINE_SYNC;
-	} else if (*failed) {
-		PQclear(res);
-		return 0;
-	} else if (check_result(pg, sql, res, err) < 0) {
-		*failed = 1;
-		forgive_stale(pg, res, err);
-	} else {
+	} else if (st == PGRES_TUPLES_OK || st == PGRES_COMMAND_OK) {
+		if (!*failed && check_result(pg, sql, res, err) < 0)
+			*failed = 1;
 		PQclear(*slot);
 		*slot = res;
 		return 0;
+	} else if (st != PGRES_PIPELINE_SYNC && st != PGRES_PIPELINE_ABORTED) {
+		if (*preparing >= 0)
+			pg->statements[*preparing].state = SEEN;
+		*preparing = -1;
+		if (!*failed && check_result(pg, sql, res, err) < 0)
+			forgive_stale(pg, res, err);
+		*failed = 1;
 	}
 	PQclear(res);
-	return 0;
+	return st == PGRES_PIPELINE_SYNC;
 }
 
 /* Every statement ends with a sync, answered also after an error; a NULL only ends its results. */
@@ -730,7 +769,7 @@ static int collect_round(struct pr_pg *pg, const char *const *sql, int n, int *p
 
 		if (rc < 0)
 			return -1;
-		if (rc == 0 && (PQstatus(pg->conn) == CONNECTION_BAD || ++nulls > 2 * n))
+		if (rc == 0 && (PQstatus(pg->conn) == CONNECTION_BAD || ++nulls > 4 * n))
 			return failed ? -1 : lost(pg, err);
 		if (rc > 0)
 			synced += sort_in(
@@ -872,8 +911,8 @@ int pr_pg_copy_row(struct pr_pg *pg, char **ret_row, int *ret_len, struct pr_err
 				return fail_code(err, PR_STOP, "copy", "what arrived is not a binary COPY");
 			}
 		}
-		/* A row has at least its number of columns; that number is -1 in the trailer. */
-		if (len > 2 || (len == 2 && row[0] != '\377')) {
+		/* A row begins with its number of columns, which is -1 in the trailer. */
+		if (len > 2 || (len > 0 && row[0] != '\377')) {
 			*ret_row = row;
 			*ret_len = len;
 			return 1;
@@ -890,6 +929,7 @@ int pr_pg_idle(struct pr_pg *pg, int64_t timeout_us, struct pr_err *err)
 	PGnotify *note;
 	short ready;
 
+	pg->late = 0;
 	if (!pr_pg_ok(pg))
 		return lost(pg, err);
 	for (;;) {

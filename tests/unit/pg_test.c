@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
@@ -98,14 +97,20 @@ static void run_fails(struct pr_pg *pg, const char *sql, enum pr_kind kind, cons
 	assert_err(&err, kind, code);
 }
 
-/* Readable after us: interrupts a wait without a thread. */
-static int alarm_fd(int64_t us)
+static void rearm(int fd, int64_t us)
 {
 	struct itimerspec at = { .it_value = { .tv_sec = us / PR_SEC, .tv_nsec = us % PR_SEC * 1000 } };
+
+	assert_int_equal(timerfd_settime(fd, 0, &at, NULL), 0);
+}
+
+/* Readable after us (0: not before rearm): interrupts a wait without a thread. */
+static int alarm_fd(int64_t us)
+{
 	int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 
 	assert_true(fd >= 0);
-	assert_int_equal(timerfd_settime(fd, 0, &at, NULL), 0);
+	rearm(fd, us);
 	return fd;
 }
 
@@ -212,6 +217,13 @@ static void bad_conninfo(void **state)
 		assert_null(strstr(err.text, "secret-word"));
 		assert_true(err.hint[0] != '\0');
 	}
+	/* It parses, and can never work. A name that nobody knows may be known tomorrow. */
+	assert_int_equal(open_with("host=127.0.0.1 sslmode=maybe", PR_SEC, -1, &pg, &err), -1);
+	assert_int_equal(err.kind, PR_STOP);
+	assert_int_equal(err.exit, PR_EX_CONFIG);
+	assert_non_null(strstr(err.text, "maybe"));
+	assert_int_equal(open_with("host=/no/such/directory", PR_SEC, -1, &pg, &err), -1);
+	assert_err(&err, PR_RETRY, "08001");
 }
 
 /* key=value words of the test server with one replaced, whatever form PR_TEST_CONNINFO has */
@@ -410,19 +422,19 @@ static void slow_statement(void **state)
 
 static void wake_up(void **state)
 {
-	int wake = alarm_fd(100 * PR_MS);
+	int wake = alarm_fd(0);
 	struct pr_pg *pg = open_ok(30 * PR_SEC, wake);
-	struct itimerspec later = { .it_value.tv_nsec = 100 * 1000000 };
 	int64_t start;
 	struct pr_err err = { 0 };
 
 	(void)state;
+	rearm(wake, 100 * PR_MS);
 	/* Idle: woken, and nothing is broken. Nor by a call that was never sent. */
 	assert_int_equal(pr_pg_idle(pg, 30 * PR_SEC, &err), 1);
 	run_fails(pg, "SELECT 1", PR_RETRY, "interrupted");
 	assert_true(pr_pg_ok(pg));
 	/* In flight: its outcome is unknown. */
-	assert_int_equal(timerfd_settime(wake, 0, &later, NULL), 0);
+	rearm(wake, 100 * PR_MS);
 	start = pr_mono_us();
 	run_fails(pg, "SELECT pg_sleep(20)", PR_RETRY, "interrupted");
 	assert_took(start, 50 * PR_MS, 100 * PR_MS + SLACK);
@@ -624,6 +636,47 @@ static void round_trip_many_texts(void **state)
 	pr_pg_close(pg);
 }
 
+/* Story: a text that was being prepared lost its slot to another in the same round trip, and from
+ * then on the other's name ran the first one's statement. */
+static void round_trip_slots(void **state)
+{
+	struct pr_pg *pg = open_ok(5 * PR_SEC, -1);
+	struct pr_err err = { 0 };
+	char text[32][16], want[8];
+	const char *sql[16];
+	PGresult *r[16];
+	unsigned seed = 7;
+
+	(void)state;
+	for (int i = 0; i < 32; i++)
+		(void)snprintf(text[i], sizeof(text[i]), "SELECT %d", i);
+	for (int pass = 0; pass < 300; pass++) {
+		int pick[16], n;
+
+		seed = seed * 1664525u + 1013904223u;
+		n = 1 + (int)(seed >> 16) % 16;
+		for (int i = 0; i < n; i++) { /* the same text twice in one round trip happens too */
+			seed = seed * 1664525u + 1013904223u;
+			pick[i] = (int)((seed >> 16) % (pass < 100 ? 20 : 32));
+			sql[i] = text[pick[i]];
+		}
+		if (pr_pg_round_trip(pg, sql, n, r, &err) < 0)
+			fail_msg("%s", err.text);
+		for (int i = 0; i < n; i++) {
+			(void)snprintf(want, sizeof(want), "%d", pick[i]);
+			assert_string_equal(PQgetvalue(r[i], 0, 0), want);
+		}
+		clear(r, n);
+	}
+	assert_string_equal(value_of(pg, "SELECT count(*) FROM pg_catalog.pg_prepared_statements"), "16");
+	sql[0] = text[0];
+	for (int i = 1; i < 16; i++)
+		sql[i] = sql[0];
+	assert_int_equal(pr_pg_round_trip(pg, sql, 17, r, &err), -1);
+	assert_int_equal(err.kind, PR_STOP);
+	pr_pg_close(pg);
+}
+
 /* Story: a column is added to a table while a prepared SELECT * lives; Postgres refuses the old
  * plan for ever, and a relay that kept the connection would never read again. */
 static void round_trip_stale_plan(void **state)
@@ -792,7 +845,7 @@ static void copy_killed(void **state)
 
 static void copy_frozen_and_woken(void **state)
 {
-	int wake = alarm_fd(PR_SEC), pid, rc;
+	int wake = alarm_fd(0), pid, rc;
 	struct pr_pg *pg;
 	struct pr_err err = { 0 };
 	int64_t start;
@@ -801,9 +854,7 @@ static void copy_frozen_and_woken(void **state)
 
 	(void)state;
 	for (int i = 0; i < 2; i++) {
-		struct itimerspec at = { .it_value.tv_nsec = 300 * 1000000 };
-
-		assert_int_equal(timerfd_settime(wake, 0, &at, NULL), 0);
+		rearm(wake, 0);
 		pg = open_ok(i == 0 ? 500 * PR_MS : 20 * PR_SEC, i == 0 ? -1 : wake);
 		pid = PQbackendPID(pr_pg_conn(pg));
 		begin_ok(pg, "SELECT generate_series(1, 100000000)");
@@ -811,6 +862,7 @@ static void copy_frozen_and_woken(void **state)
 			pr_pg_close(pg);
 			skip();
 		}
+		rearm(wake, 300 * PR_MS);
 		do {
 			row = NULL;
 			start = pr_mono_us();
@@ -854,6 +906,7 @@ struct cutter {
 	struct sockaddr_storage to;
 	socklen_t to_len;
 	int family, listener;
+	int trickle; /* after the budget one byte every 5 ms passes, instead of a cut */
 	long budget; /* bytes from the server that pass, then both sides are closed */
 	long passed; /* read after the join */
 };
@@ -888,6 +941,8 @@ static void *cut_connection(void *arg)
 		}
 	}
 	c->passed = c->budget - budget;
+	for (char b; c->trickle && read(fds[1].fd, &b, 1) == 1 && send(fds[0].fd, &b, 1, MSG_NOSIGNAL) == 1;)
+		(void)poll(NULL, 0, 5);
 	(void)close(fds[0].fd);
 	(void)close(fds[1].fd);
 	return NULL;
@@ -944,6 +999,36 @@ static int whole_session(const char *info, struct pr_err *err)
 		assert_false(pr_pg_ok(pg));
 	pr_pg_close(pg);
 	return rc;
+}
+
+/* Story: poll(2) with no time left says that a socket is readable, so a server that sent a byte now
+ * and then kept a call waiting for hours. */
+static void trickling_server(void **state)
+{
+	struct pr_pg *pg = open_ok(5 * PR_SEC, -1), *slow;
+	struct cutter c = { .budget = 4000, .trickle = 1 };
+	struct pr_err err;
+	pthread_t thread;
+	char info[512];
+	int64_t start;
+	int port;
+
+	(void)state;
+	c.listener = loopback(8, &port);
+	server_address(pg, &c);
+	(void)snprintf(info, sizeof(info),
+		"host=127.0.0.1 port=%d user='%s' password='%s' dbname='%s' sslmode=disable "
+		"gssencmode=disable",
+		port, PQuser(pr_pg_conn(pg)), PQpass(pr_pg_conn(pg)), PQdb(pr_pg_conn(pg)));
+	assert_int_equal(pthread_create(&thread, NULL, cut_connection, &c), 0);
+	assert_int_equal(open_with(info, 500 * PR_MS, -1, &slow, &err), 0);
+	start = pr_mono_us();
+	run_fails(slow, "SELECT repeat('x', 20000)", PR_RETRY, "timeout");
+	assert_took(start, 500 * PR_MS, 500 * PR_MS + SLACK);
+	pr_pg_close(slow);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	(void)close(c.listener);
+	pr_pg_close(pg);
 }
 
 static void cut_anywhere(void **state)
@@ -1009,6 +1094,7 @@ int main(void)
 		cmocka_unit_test(round_trip),
 		cmocka_unit_test(round_trip_error_in_the_middle),
 		cmocka_unit_test(round_trip_many_texts),
+		cmocka_unit_test(round_trip_slots),
 		cmocka_unit_test(round_trip_stale_plan),
 		cmocka_unit_test(round_trip_killed),
 		cmocka_unit_test(copy_rows),
@@ -1016,6 +1102,7 @@ int main(void)
 		cmocka_unit_test(copy_killed),
 		cmocka_unit_test(copy_frozen_and_woken),
 		cmocka_unit_test(copy_longer_than_a_wait),
+		cmocka_unit_test(trickling_server),
 		cmocka_unit_test(cut_anywhere),
 	};
 
