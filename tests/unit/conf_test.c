@@ -104,6 +104,7 @@ static const struct {
 	{ "group_is_string", 4, "limits", "must be a group { ... }, is a string" },
 	{ "include_absolute", 4, NULL, "@include \"/etc/passwd\": leaves the directory" },
 	{ "include_directory", 4, NULL, "@include \"sub\": is a directory" },
+	{ "include_dots", 4, NULL, "@include \"sub/../sub/level.cfg\": leaves the directory" },
 	{ "include_inline", 4, NULL, "on a line of its own" },
 	{ "include_missing", 4, NULL, "@include \"sub/no_such_file.cfg\": No such file" },
 	{ "include_up", 4, NULL, "@include \"../conf_test.c\": leaves the directory" },
@@ -645,7 +646,8 @@ static void test_good_include(void **state)
 	b = write_text("log.cfg", 0600, "log: { level = \"warn\"; }; # no newline");
 	top = write_text("good.cfg", 0600,
 		BASE
-		"@include \"log.cfg\" limits: {\n\t@include \"sub/limits.cfg\"\n};\n"
+		"@include \"log.cfg\" http: { token = \"t\"; }; limits: {\n\t@include "
+		"\"sub/limits.cfg\"\n};\n"
 		"# @include \"nothing.cfg\"\n/*\n@include \"nothing.cfg\"\n*/\nroute: { topic = \"x\"; };\n");
 	assert_int_equal(load_relay(top, NULL, 0, &c, &conf, &err), 0);
 	assert_int_equal(c.limits.poll_min_us, 2000);
@@ -653,6 +655,8 @@ static void test_good_include(void **state)
 	/* Lines after an include count as in the file. */
 	(void)pr_conf_fail(conf, "route.topic", &err, "no");
 	assert_non_null(strstr(err.text, "good.cfg:9: route.topic: no"));
+	(void)pr_conf_fail(conf, "http.token", &err, "no");
+	assert_non_null(strstr(err.text, "good.cfg:2: http.token: no"));
 	(void)pr_conf_fail(conf, "limits.poll_min", &err, "no");
 	assert_non_null(strstr(err.text, "/sub/limits.cfg:1: limits.poll_min: no"));
 	pr_conf_free(conf);
