@@ -64,7 +64,7 @@ class Debezium(L.servers.Server):
             database__dbname=db.name, topic__prefix="dbz", plugin__name="pgoutput", slot__name=slot(db),
             publication__name="dbz", publication__autocreate__mode="disabled", table__include__list="outbox.event",
             snapshot__mode="no_data", max__batch__size=8192, max__queue__size=32768, poll__interval__ms=10,
-            tombstones__on__delete="false", transforms="outbox",
+            tombstones__on__delete="false", statistics__metrics__enabled="false", transforms="outbox",
             transforms__outbox__type="io.debezium.transforms.outbox.EventRouter",
             transforms__outbox__route__topic__replacement=prefix + ".${routedByValue}",
             transforms__outbox__table__fields__additional__placement="type:header")
