@@ -16,14 +16,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 enum mode { COPY_ONLY, IDEMPOTENT, TRANSACTIONAL };
 
 struct opts {
 	enum mode mode;
 	const char *conninfo, *brokers, *topic, *table, *compression, *linger_ms, *queue_kb;
-	long batch;  /* events per transaction; messages in flight */
-	long events; /* expected rows: the marks of 10 % and 90 % */
+	double gap_ms; /* pause after a commit: the broker refuses a transaction that follows too closely */
+	long batch;    /* events per transaction; messages in flight */
+	long events;   /* expected rows: the marks of 10 % and 90 % */
 };
 
 struct run {
@@ -186,6 +188,8 @@ static void commit(struct run *r)
 		r->first_us = pr_mono_us();
 	r->events += r->in_txn;
 	r->in_txn = 0;
+	if (r->o.gap_ms > 0)
+		(void)usleep((useconds_t)(r->o.gap_ms * 1000));
 	mark(r, r->events);
 }
 
@@ -367,7 +371,7 @@ static int usage(void)
 {
 	(void)fputs("usage: ceiling copy|idempotent|transactional --conninfo C [--brokers B] [--topic T]\n"
 		    "       [--table outbox.event] [--batch 10000] [--events 1000000] [--linger-ms 5]\n"
-		    "       [--queue-kb 65536] [--compression lz4]\n",
+		    "       [--queue-kb 65536] [--compression lz4] [--gap-ms 0]\n",
 		stderr);
 	return PR_EX_USAGE;
 }
@@ -377,7 +381,7 @@ static int parse(int argc, char **argv, struct opts *o)
 	static const struct option table[] = { { "conninfo", 1, 0, 'c' }, { "brokers", 1, 0, 'b' },
 		{ "topic", 1, 0, 't' }, { "table", 1, 0, 'T' }, { "batch", 1, 0, 'n' },
 		{ "events", 1, 0, 'e' }, { "linger-ms", 1, 0, 'l' }, { "queue-kb", 1, 0, 'q' },
-		{ "compression", 1, 0, 'z' }, { 0, 0, 0, 0 } };
+		{ "compression", 1, 0, 'z' }, { "gap-ms", 1, 0, 'g' }, { 0, 0, 0, 0 } };
 	int c;
 
 	while ((c = getopt_long(argc, argv, "", table, NULL)) != -1)
@@ -405,6 +409,9 @@ static int parse(int argc, char **argv, struct opts *o)
 			break;
 		case 'q':
 			o->queue_kb = optarg;
+			break;
+		case 'g':
+			o->gap_ms = strtod(optarg, NULL);
 			break;
 		case 'z':
 			o->compression = optarg;
