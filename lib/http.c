@@ -137,7 +137,7 @@ static int hex_value(unsigned char c)
 	return isdigit(c) ? c - '0' : isxdigit(c) ? tolower(c) - 'a' + 10 : -1;
 }
 
-/* The next byte of a target, %-escapes undone; -1 for a broken escape, 0 at the end. */
+/* The next byte of a target, %-escapes undone; -1 for a broken escape. */
 static int target_byte(const char **p)
 {
 	const unsigned char *s = (const unsigned char *)*p;
@@ -150,8 +150,7 @@ static int target_byte(const char **p)
 	high = hex_value(s[1]);
 	low = high < 0 ? -1 : hex_value(s[2]);
 	*p += 3;
-	/* %00 would cut the string for whoever reads it as one. */
-	return low < 0 || high * 16 + low == 0 ? -1 : high * 16 + low;
+	return low < 0 ? -1 : high * 16 + low;
 }
 
 /* The number of bytes that must follow the first byte of a UTF-8 character, and the range
@@ -163,8 +162,9 @@ static int utf8_follow(int c, int *low, int *high)
 	return c < 0x80 ? 0 : c < 0xc2 ? -1 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : c < 0xf5 ? 3 : -1;
 }
 
-/* True for a target that begins with a slash, decodes to UTF-8 without control characters,
- * and has no "." or ".." among its path's segments. */
+/* True for a target that begins with a slash, decodes to UTF-8 without control characters
+ * (a NUL would cut the string for whoever reads it as one), and has no "." or ".." among its path's segments.
+ */
 static int target_ok(const char *target)
 {
 	int in_path = 1, segment = 0, dots = 0, follow = 0, low = 0, high = 0, c;

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -250,7 +251,18 @@ static void test_cap(void **state)
 	assert_int_equal(pr_counter_value(pr_series_get(f, VALUES("t400", "r"))), 497);
 	assert_ptr_equal(
 		pr_series_get(f, VALUES("t400", "\xff")), pr_series_get(f, VALUES("other", "other")));
-	expect_part(m, "n_total{topic=\"other\",reason=\"other\"} 497\n");
+	/* What was made before the cap is found after it, also by a value that must be cleaned. */
+	pr_metrics_free(m);
+	m = pr_metrics_new();
+	f = pr_family_new(m, PR_COUNTER, "n_total", "topic,reason", 3, "N.");
+	pr_counter_add(pr_series_get(f, VALUES("\xff", "r")), 1);
+	for (int i = 0; i < 500; i++) {
+		(void)snprintf(topic, sizeof(topic), "t%d", i);
+		pr_counter_add(pr_series_get(f, VALUES(topic, "r")), 1);
+	}
+	pr_counter_add(pr_series_get(f, VALUES("\x80", "r")), 1);
+	expect_part(m, "n_total{topic=\"?\",reason=\"r\"} 2\n");
+	expect_part(m, "n_total{topic=\"other\",reason=\"other\"} 498\n");
 	assert_int_equal(count_of(m, "n_total{"), 4);
 	pr_metrics_free(m);
 }
@@ -453,6 +465,57 @@ static void test_all_at_once(void **state)
 	pr_metrics_free(c.m);
 }
 
+/* Two threads that meet over the same new value must get the same series, and no more than the cap. */
+enum { MEETINGS = 5000, MEETINGS_CAP = 4000 };
+
+struct meeting {
+	struct pr_family *f;
+	_Atomic int *arrived;
+	struct pr_series *s[MEETINGS];
+};
+
+static void *make_all(void *arg)
+{
+	struct meeting *m = arg;
+	char v[16];
+
+	for (int i = 0; i < MEETINGS; i++) {
+		(void)snprintf(v, sizeof(v), "%d", i);
+		/* They spin, for a lock would wake one after the other. */
+		atomic_fetch_add(m->arrived, 1);
+		for (int spins = 0; atomic_load(m->arrived) < 2 * (i + 1); spins++)
+			if (spins > 1000)
+				sched_yield();
+		m->s[i] = pr_series_get(m->f, VALUES(v));
+		pr_counter_add(m->s[i], 1);
+	}
+	return NULL;
+}
+
+static void test_made_once(void **state)
+{
+	static struct meeting meeting[2];
+	struct pr_metrics *m = pr_metrics_new();
+	struct pr_family *f = pr_family_new(m, PR_COUNTER, "n_total", "v", MEETINGS_CAP, "N.");
+	_Atomic int arrived = 0;
+	pthread_t thread[2];
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		meeting[i].f = f;
+		meeting[i].arrived = &arrived;
+		assert_int_equal(pthread_create(&thread[i], NULL, make_all, &meeting[i]), 0);
+	}
+	for (int i = 0; i < 2; i++)
+		pthread_join(thread[i], NULL);
+	for (int k = 0; k < MEETINGS; k++)
+		assert_ptr_equal(meeting[0].s[k], meeting[1].s[k]);
+	assert_int_equal(count_of(m, "n_total{"), MEETINGS_CAP + 1);
+	assert_int_equal(pr_counter_value(meeting[0].s[0]), 2);
+	assert_int_equal(pr_counter_value(meeting[0].s[MEETINGS - 1]), 2 * (MEETINGS - MEETINGS_CAP));
+	pr_metrics_free(m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -469,6 +532,7 @@ int main(void)
 		cmocka_unit_test(test_process),
 		cmocka_unit_test(test_promtool),
 		cmocka_unit_test(test_all_at_once),
+		cmocka_unit_test(test_made_once),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
