@@ -1,0 +1,184 @@
+/* cli/cli.h -- the operator's tool: one table of verbs from which the parser, the help
+ * texts, the completions, the man page and docs/reference/cli.md are made. One process,
+ * one verb, one thread. Verbs print data on stdout and talk on stderr. */
+#ifndef PR_CLI_H
+#define PR_CLI_H
+
+#include "lib/err.h"
+#include "lib/pg.h"
+#include "lib/relay_conf.h"
+
+#include <cjson/cJSON.h>
+#include <stdint.h>
+#include <stdio.h>
+
+enum cli_type {
+	CLI_FLAG,     /* takes no value */
+	CLI_STR,      /* any text, not empty */
+	CLI_FILE,     /* a path; completion offers files */
+	CLI_INT,      /* min..max, "5M" */
+	CLI_DURATION, /* "10s": min..max in microseconds */
+	CLI_SIZE,     /* "1kB" */
+	CLI_UUID,     /* 8-4-4-4-12 hexadecimal digits */
+	CLI_TIME,     /* RFC 3339 with a zone, or "+10m" from now */
+	CLI_PAIR,     /* name=value */
+	CLI_TOPIC,    /* a topic name Kafka accepts */
+	CLI_NAME,     /* an outbox's name: part of topic names and of the transactional id */
+	CLI_CONNINFO, /* libpq's "host=... dbname=..." or a URI */
+	CLI_URL,      /* http:// or https:// */
+};
+
+struct cli_opt {
+	const char *name; /* "limit" for --limit; NULL ends a table */
+	char letter;      /* 'l' for -l; 0: none */
+	const char *arg;  /* the value's name in the help; NULL for a flag */
+	enum cli_type type;
+	const char *doc; /* one sentence or two, no full stop needed by anybody else */
+	const char *def; /* shown in the help; "" when there is none worth showing */
+	int64_t min, max;
+	int many; /* may be given more than once */
+};
+
+struct cli;
+
+struct cli_verb {
+	const char *name;  /* "status", "parked list"; NULL ends the table */
+	const char *group; /* heading in the overview */
+	const char *args;  /* operands as the synopsis shows them, or "" */
+	const char *words; /* operands that completion offers: "bash zsh fish"; NULL: none */
+	int min_args, max_args;
+	const char *does;           /* one line */
+	const char *doc;            /* paragraphs, separated by an empty line */
+	const char *json;           /* what --json prints, documented; NULL: no --json */
+	const char *examples;       /* lines: a command, or "# what the next one does" */
+	const struct cli_opt *opts; /* ended by name NULL */
+	int (*run)(struct cli *c);  /* returns an exit code */
+};
+
+extern const struct cli_verb cli_verbs[];
+
+/* A parsed command line. Values are borrowed from argv. */
+struct cli_value {
+	const struct cli_opt *opt;
+	const char *text;
+	int64_t number; /* of INT, DURATION (us), SIZE (bytes), TIME (us since 1970) */
+};
+
+struct cli {
+	const struct cli_verb *verb;
+	struct cli_value *values;
+	int nvalues;
+	char **args;
+	int nargs;
+	/* target.c: what -c and the environment said */
+	struct pr_relay_conf conf;
+	struct pr_conf *loaded; /* NULL without -c */
+};
+
+/* args.c: -1 with usage errors in err (exit 2). c->verb is set as soon as it is known. */
+int cli_parse(struct cli *c, int argc, char **argv, struct pr_err *err) PR_MUSTCHECK;
+void cli_release(struct cli *c);
+int cli_has(const struct cli *c, const char *name);
+const char *cli_str(const struct cli *c, const char *name);                /* NULL when not given */
+int64_t cli_int(const struct cli *c, const char *name, int64_t otherwise); /* its number */
+const char *cli_nth(const struct cli *c, const char *name, int n);         /* of a repeatable option */
+int cli_parse_time(const char *s, int64_t *ret_wall_us, struct pr_err *err) PR_MUSTCHECK;
+int cli_is_uuid(const char *s);
+
+/* A usage error: exit 2. Returns -1. */
+int cli_usage(struct pr_err *err, const char *fmt, ...) PR_PRINTF(2, 3);
+
+/* help.c, completion.c: generated from the table. */
+void cli_help_overview(FILE *f);
+void cli_help_verb(FILE *f, const struct cli_verb *v);
+void cli_usage_line(FILE *f, const struct cli_verb *v);
+void cli_help_man(FILE *f);
+void cli_help_markdown(FILE *f);
+void cli_complete_bash(FILE *f);
+void cli_complete_zsh(FILE *f);
+void cli_complete_fish(FILE *f);
+const struct cli_verb *cli_find(const char *name);
+int cli_is_prefix(const char *word); /* "parked" of "parked list" */
+
+/* out.c: the screen. */
+enum cli_colour { CLI_PLAIN, CLI_BOLD, CLI_DIM, CLI_GREEN, CLI_YELLOW, CLI_RED };
+int cli_tty(FILE *f);
+int cli_width(FILE *f);                              /* COLUMNS, the terminal's, or 80 */
+const char *cli_on(FILE *f, enum cli_colour colour); /* "" unless colours are wanted */
+const char *cli_off(FILE *f);
+void cli_safe(FILE *f, const char *s, size_t n); /* control bytes, ANSI and bidi escapes made visible */
+char *cli_safe_str(const char *s);               /* the same, malloc'd */
+size_t cli_cells(const char *s);                 /* terminal cells of a safe string */
+/* Prints text in lines that fit (at most 100 cells), from column `at`, the others from `indent`. An empty
+ * line separates paragraphs. For our own words and for text made safe before. */
+void cli_fill(FILE *f, const char *text, int at, int indent);
+/* Data: made safe; filled on a terminal, one line for another program. */
+void cli_text(FILE *f, const char *text, int at, int indent);
+void cli_say(const char *fmt, ...) PR_PRINTF(1, 2);  /* talk: a line on stderr */
+void cli_hint(const char *fmt, ...) PR_PRINTF(1, 2); /* "hint: ..." on stderr */
+void cli_warn(const char *fmt, ...) PR_PRINTF(1, 2); /* "warning: ..." on stderr */
+int cli_fail(const struct pr_err *err);              /* prints it, returns its exit code */
+int cli_failed(
+	const struct cli *c, const struct pr_err *err);     /* the same, with the usage when it is exit 2 */
+char *cli_count(int64_t n, char *buf);                      /* "1,204,118" into buf[32] */
+char *cli_span(double seconds, char *buf);                  /* "3 d 4 h", "12.3 s" into buf[48] */
+void cli_json_int(cJSON *obj, const char *name, int64_t n); /* all digits */
+void cli_json_line(const cJSON *obj);                       /* one line on stdout; takes nothing */
+void cli_json_free_line(cJSON *obj);                        /* the same, then frees it */
+int cli_flush(int rc); /* rc, or 1 when stdout could not be written; a closed pipe is no error */
+int cli_gone(void);    /* stdout's reader is gone */
+
+struct cli_table {
+	int ncols;
+	const char *const *heads; /* ">name" aligns right */
+	char ***rows;             /* safe strings, owned */
+	int nrows;
+};
+void cli_table_add(struct cli_table *t, const char *const *cells); /* copies, makes safe */
+void cli_table_print(struct cli_table *t, FILE *f);                /* and empties it */
+
+/* target.c: which database, which broker, which relay. */
+int cli_target(struct cli *c, struct pr_err *err) PR_MUSTCHECK; /* loads -c */
+const char *cli_conninfo(const struct cli *c);                  /* "" = libpq's defaults */
+int cli_conninfo_given(const struct cli *c);
+const char *cli_brokers(const struct cli *c); /* NULL when unknown */
+const char *cli_name(const struct cli *c);    /* NULL when unknown */
+int cli_need_kafka(const struct cli *c, struct pr_err *err) PR_MUSTCHECK;
+char *cli_url(const struct cli *c);       /* the relay's base URL; malloc'd */
+int64_t cli_timeout(const struct cli *c); /* microseconds */
+int cli_connect(struct cli *c, struct pr_pg **ret, struct pr_err *err) PR_MUSTCHECK;
+int cli_connect_outbox(
+	struct cli *c, struct pr_pg **ret, struct pr_err *err) PR_MUSTCHECK; /* and checks it */
+
+/* fetch.c: GET from the relay. *ret_body is malloc'd. -1 with exit 69 when nobody answers. */
+int cli_fetch(const struct cli *c, const char *url, const char *path, int *ret_status, char **ret_body,
+	struct pr_err *err) PR_MUSTCHECK;
+
+/* A value of a result, NULL for SQL NULL; borrowed from res. */
+const char *cli_cell(const PGresult *res, int row, int col);
+int64_t cli_cell_int(const PGresult *res, int row, int col);
+
+/* Destructive verbs: 0 to go on; otherwise fills err (exit 5). what: "skip 1 event of key ..." */
+int cli_confirmed(const struct cli *c, struct pr_err *err, const char *fmt, ...) PR_PRINTF(3, 4) PR_MUSTCHECK;
+
+/* The verbs. */
+int verb_init(struct cli *c);
+int verb_status(struct cli *c);
+int verb_publish(struct cli *c);
+int verb_parked_list(struct cli *c);
+int verb_parked_show(struct cli *c);
+int verb_parked_retry(struct cli *c);
+int verb_parked_skip(struct cli *c);
+int verb_parked_release(struct cli *c);
+int verb_pause(struct cli *c);
+int verb_resume(struct cli *c);
+int verb_position_show(struct cli *c);
+int verb_position_set(struct cli *c);
+int verb_position_adopt(struct cli *c);
+int verb_bench(struct cli *c);
+int verb_demo(struct cli *c);
+int verb_completion(struct cli *c);
+int verb_help(struct cli *c);
+int verb_version(struct cli *c);
+
+#endif

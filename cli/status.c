@@ -1,0 +1,441 @@
+/* cli/status.c -- `postrider status`: what the relay says about itself, on one screen or
+ * as JSON; what the database says when the relay is silent. Reads defensively: a relay of
+ * another version may say less, or more. Never calls anything healthy that it cannot see. */
+#include "cli/cli.h"
+#include "lib/clock.h"
+
+#include <math.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What is shown; NULL or NAN or -1: not known. Text is borrowed from root. */
+struct health {
+	cJSON *root; /* the relay's answer; owned */
+	const char *url;
+	const char *state, *sentence, *hint;
+	int ready, healthy;
+	char why[300]; /* failing checks of /readyz */
+};
+
+static const cJSON *get(const cJSON *o, const char *name)
+{
+	return o ? cJSON_GetObjectItemCaseSensitive(o, name) : NULL;
+}
+
+/* The first item of a list, NULL when there is none; the others follow by ->next. */
+static const cJSON *first(const cJSON *list)
+{
+	return list ? list->child : NULL;
+}
+
+static const char *get_str(const cJSON *o, const char *name)
+{
+	const cJSON *item = get(o, name);
+
+	return cJSON_IsString(item) && item->valuestring[0] ? item->valuestring : NULL;
+}
+
+static double get_num(const cJSON *o, const char *name)
+{
+	const cJSON *item = get(o, name);
+
+	if (cJSON_IsString(item)) /* 64-bit numbers travel as strings */
+		return strtod(item->valuestring, NULL);
+	return cJSON_IsNumber(item) ? item->valuedouble : NAN;
+}
+
+static int is_true(const cJSON *o, const char *name)
+{
+	return cJSON_IsTrue(get(o, name));
+}
+
+/* Names of the checks of /readyz that failed: {"checks":{"kafka":{"ok":false,"text":...}}} or a list. */
+static void failing_checks(const cJSON *readyz, char *why, size_t size)
+{
+	const cJSON *checks = get(readyz, "checks"), *check;
+
+	why[0] = '\0';
+	for (check = first(checks); check; check = check->next) {
+		const char *name = check->string ? check->string : get_str(check, "name");
+		const char *text = get_str(check, "text");
+		int ok = cJSON_IsBool(check) ? cJSON_IsTrue(check) : is_true(check, "ok");
+
+		if (ok || !name)
+			continue;
+		(void)snprintf(why + strlen(why), size - strlen(why), "%s%s%s%s", *why ? ", " : "", name,
+			text ? ": " : "", text ? text : "");
+	}
+}
+
+static int one_of(const char *word, const char *a, const char *b)
+{
+	return word && (strcmp(word, a) == 0 || strcmp(word, b) == 0);
+}
+
+/* Both pages of the relay. 0, or -1 with exit 69 when it does not answer. */
+static int ask(const struct cli *c, const char *url, struct health *h, struct pr_err *err)
+{
+	char *body = NULL;
+	cJSON *readyz;
+	int status = 0;
+
+	if (cli_fetch(c, url, "/readyz", &status, &body, err) < 0)
+		return -1;
+	readyz = cJSON_Parse(body);
+	failing_checks(readyz, h->why, sizeof(h->why));
+	cJSON_Delete(readyz);
+	free(body);
+	body = NULL;
+	h->ready = status == 200;
+	if (cli_fetch(c, url, "/status.json", &status, &body, err) < 0)
+		return -1;
+	h->root = status == 200 ? cJSON_Parse(body) : NULL;
+	free(body);
+	if (!cJSON_IsObject(h->root) || !get_str(h->root, "state")) {
+		(void)pr_fail(err, PR_RETRY, "%s answers, but not as a relay does (status %d)", url, status);
+		if (status == 401)
+			(void)pr_hint(err, "it wants a token: give -c relay.cfg or set POSTRIDER_TOKEN");
+		return -1;
+	}
+	h->url = url;
+	h->state = get_str(h->root, "state");
+	h->sentence = get_str(h->root, "sentence");
+	h->hint = get_str(h->root, "hint");
+	/* A standby is not ready to publish, and should not be: its partner is. */
+	h->healthy = strcmp(h->state, "standby") == 0 || (strcmp(h->state, "ok") == 0 && h->ready);
+	return 0;
+}
+
+static enum cli_colour colour_of(const struct health *h)
+{
+	if (h->healthy)
+		return CLI_GREEN;
+	return one_of(h->state, "error", "?") || (strcmp(h->state, "ok") == 0 && !h->ready) ? CLI_RED
+											    : CLI_YELLOW;
+}
+
+static void put_line(const char *name, const char *fmt, ...) PR_PRINTF(2, 3);
+static void put_line(const char *name, const char *fmt, ...)
+{
+	char text[600];
+	va_list ap;
+
+	va_start(ap, fmt);
+	(void)vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	(void)printf("  %s%-9s%s", cli_on(stdout, CLI_DIM), name, cli_off(stdout));
+	cli_text(stdout, text, 11, 13);
+}
+
+static void put_fix(const char *hint)
+{
+	if (!hint)
+		return;
+	(void)printf("  %sfix:%s", cli_on(stdout, CLI_BOLD), cli_off(stdout));
+	cli_text(stdout, hint, 6, 7);
+}
+
+static void put_first_line(const struct health *h)
+{
+	const char *name = get_str(h->root, "name"), *word = h->state, *text = h->sentence;
+	char *safe = cli_safe_str(name ? name : "relay");
+	int at;
+
+	if (strcmp(word, "ok") == 0 && !h->ready) {
+		word = "not ready";
+		text = h->why;
+	}
+	(void)printf("%s%s%s  %s%s%s", cli_on(stdout, CLI_BOLD), safe, cli_off(stdout),
+		cli_on(stdout, colour_of(h)), word, cli_off(stdout));
+	at = (int)(cli_cells(safe) + 2 + strlen(word));
+	cli_text(stdout, text ? text : "", at, at + 2);
+	put_fix(h->hint);
+	free(safe);
+}
+
+/* The problems behind the worst one, which the first line has told. */
+static void put_problems(const struct health *h)
+{
+	const cJSON *p;
+	int n = 0;
+
+	for (p = first(get(h->root, "problems")); p; p = p->next) {
+		const char *text = get_str(p, "text"), *severity = get_str(p, "severity");
+
+		if (!text || (h->sentence && strcmp(text, h->sentence) == 0))
+			continue;
+		if (n++ == 0)
+			(void)putchar('\n');
+		if (!severity)
+			severity = "warn";
+		(void)printf("  %s%.20s%s",
+			cli_on(stdout, one_of(severity, "error", "stop") ? CLI_RED : CLI_YELLOW), severity,
+			cli_off(stdout));
+		cli_text(stdout, text, 2 + (int)strnlen(severity, 20), 4 + (int)strnlen(severity, 20));
+		put_fix(get_str(p, "hint"));
+	}
+}
+
+static void put_waiting(const struct health *h)
+{
+	const cJSON *list = get(h->root, "waiting"), *w;
+	char count[32];
+	int n = 0;
+
+	for (w = first(list); w; w = w->next) {
+		const char *topic = get_str(w, "topic"), *reason = get_str(w, "reason");
+
+		if (n++ >= 5)
+			break;
+		put_line(n == 1 ? "waiting" : "", "%s: %s events, %s", topic ? topic : "?",
+			cli_count((int64_t)get_num(w, "events"), count), reason ? reason : "no reason given");
+	}
+	if (cJSON_GetArraySize(list) > 5)
+		put_line("", "and %d more topics", cJSON_GetArraySize(list) - 5);
+}
+
+static void put_count(const char *name, double n, const char *unit)
+{
+	char buf[32];
+
+	if (isnan(n))
+		put_line(name, "unknown");
+	else
+		put_line(name, "%s %s", cli_count((int64_t)n, buf),
+			n == 1 && strcmp(unit, "events") == 0 ? "event" : unit);
+}
+
+static const char *connected(const cJSON *side)
+{
+	return is_true(side, "connected") ? "connected" : "not connected";
+}
+
+static void put_servers(const struct health *h)
+{
+	const cJSON *pg = get(h->root, "postgres");
+	const char *system = get_str(pg, "system_id");
+	double timeline = get_num(pg, "timeline");
+
+	if (system && !isnan(timeline))
+		put_line("Postgres", "%s, system %s, timeline %.0f", connected(pg), system, timeline);
+	else
+		put_line("Postgres", "%s", connected(pg));
+	put_line("Kafka", "%s", connected(get(h->root, "kafka")));
+}
+
+static void put_relay(const struct health *h)
+{
+	const char *delivery = get_str(h->root, "delivery"), *version = get_str(h->root, "version");
+	double up = get_num(h->root, "uptime_seconds");
+	char span[48];
+
+	put_line("relay", "%s%s%s%s%s%s%s", is_true(h->root, "leader") ? "leader" : "not the leader",
+		delivery ? ", " : "", delivery ? delivery : "", version ? ", version " : "",
+		version ? version : "", isnan(up) ? "" : ", up for ", isnan(up) ? "" : cli_span(up, span));
+}
+
+static void put_parked(double events, double keys)
+{
+	char a[32], b[32];
+
+	if (isnan(events))
+		put_line("parked", "unknown");
+	else if (events < 1)
+		put_line("parked", "none");
+	else
+		put_line("parked", "%s event%s behind %s key%s", cli_count((int64_t)events, a),
+			events < 2 ? "" : "s", cli_count(isnan(keys) ? 0 : (int64_t)keys, b),
+			keys < 2 ? "" : "s");
+}
+
+static void put_screen(const struct health *h)
+{
+	double lag = get_num(h->root, "lag_seconds");
+	double rate = get_num(get(h->root, "rates"), "events_per_second");
+	char buf[48];
+
+	put_first_line(h);
+	put_problems(h);
+	(void)putchar('\n');
+	put_line("lag", "%s", isnan(lag) ? "unknown" : cli_span(lag, buf));
+	put_count("pending", get_num(h->root, "pending_events"), "events");
+	if (rate >= 100)
+		put_line("rate", "%s events/s", cli_count((int64_t)rate, buf));
+	else if (!isnan(rate))
+		put_line("rate", "%.1f events/s", rate);
+	put_count("published", get_num(h->root, "published_total"), "events since it started");
+	put_parked(get_num(h->root, "parked_events"), get_num(h->root, "parked_keys"));
+	put_waiting(h);
+	put_servers(h);
+	put_relay(h);
+}
+
+/* ---- JSON ---- */
+
+static void copy(cJSON *to, const char *name, const cJSON *item)
+{
+	(void)cJSON_AddItemToObject(to, name, item ? cJSON_Duplicate(item, 1) : cJSON_CreateNull());
+}
+
+static cJSON *as_json(const struct health *h)
+{
+	static const char *const same[] = { "name", "version", "state", "sentence", "hint", "leader",
+		"delivery", "lag_seconds", "pending_events", "published_total", "parked_events",
+		"parked_keys", "waiting", "problems", "postgres", "kafka", "uptime_seconds" };
+	cJSON *o = cJSON_CreateObject();
+
+	(void)cJSON_AddStringToObject(o, "source", "relay");
+	(void)cJSON_AddStringToObject(o, "url", h->url);
+	(void)cJSON_AddBoolToObject(o, "healthy", h->healthy);
+	(void)cJSON_AddBoolToObject(o, "ready", h->ready);
+	for (size_t i = 0; i < sizeof(same) / sizeof(*same); i++)
+		copy(o, same[i], get(h->root, same[i]));
+	copy(o, "events_per_second", get(get(h->root, "rates"), "events_per_second"));
+	copy(o, "position_seq", get(get(h->root, "position"), "seq"));
+	return o;
+}
+
+/* ---- the database's own word, when the relay is silent ---- */
+
+static const char lag_sql[] = "SELECT lag_seconds, pending_events + due_events, parked_events, parked_keys, "
+			      "waiting_events, paused, "
+			      "current_database() FROM outbox.lag";
+enum { L_LAG, L_PENDING, L_PARKED, L_KEYS, L_WAITING, L_PAUSED, L_DATABASE };
+
+static cJSON *database_json(const PGresult *res, const char *url, const char *sentence)
+{
+	const char *lag = cli_cell(res, 0, L_LAG);
+	cJSON *o = cJSON_CreateObject();
+
+	(void)cJSON_AddStringToObject(o, "source", "database");
+	(void)cJSON_AddStringToObject(o, "url", url);
+	(void)cJSON_AddFalseToObject(o, "healthy");
+	(void)cJSON_AddFalseToObject(o, "ready");
+	(void)cJSON_AddStringToObject(o, "state", "error");
+	(void)cJSON_AddStringToObject(o, "sentence", sentence);
+	(void)cJSON_AddNumberToObject(o, "lag_seconds", lag ? strtod(lag, NULL) : 0);
+	cli_json_int(o, "pending_events", cli_cell_int(res, 0, L_PENDING));
+	cli_json_int(o, "parked_events", cli_cell_int(res, 0, L_PARKED));
+	cli_json_int(o, "parked_keys", cli_cell_int(res, 0, L_KEYS));
+	cli_json_int(o, "waiting_events", cli_cell_int(res, 0, L_WAITING));
+	(void)cJSON_AddBoolToObject(o, "paused", *PQgetvalue(res, 0, L_PAUSED) == 't');
+	return o;
+}
+
+static void put_database(const PGresult *res, const char *sentence)
+{
+	const char *lag = cli_cell(res, 0, L_LAG);
+	char *name = cli_safe_str(PQgetvalue(res, 0, L_DATABASE));
+	char buf[48];
+
+	(void)printf("%s%s%s  %serror%s", cli_on(stdout, CLI_BOLD), name, cli_off(stdout),
+		cli_on(stdout, CLI_RED), cli_off(stdout));
+	cli_text(stdout, sentence, (int)cli_cells(name) + 7, (int)cli_cells(name) + 9);
+	put_fix("start it: postrider-relay -c relay.cfg; if it runs elsewhere: postrider status --url ...");
+	(void)printf("\n  what the database says:\n");
+	put_line("lag", "%s", cli_span(lag ? strtod(lag, NULL) : 0, buf));
+	put_count("pending", (double)cli_cell_int(res, 0, L_PENDING), "events");
+	put_parked((double)cli_cell_int(res, 0, L_PARKED), (double)cli_cell_int(res, 0, L_KEYS));
+	if (cli_cell_int(res, 0, L_WAITING))
+		put_line("waiting", "%s events for topics that do not exist",
+			cli_count(cli_cell_int(res, 0, L_WAITING), buf));
+	if (*PQgetvalue(res, 0, L_PAUSED) == 't')
+		put_line("paused", "yes");
+	free(name);
+}
+
+/* Shows the view outbox.lag when a database is known. Returns 69 in any case: the relay is not there. */
+static int ask_database(struct cli *c, const char *url, const struct pr_err *why)
+{
+	struct pr_pg *pg = NULL;
+	struct pr_err err = { 0 };
+	PGresult *res = NULL;
+
+	if (!cli_conninfo_given(c))
+		return cli_fail(why);
+	if (cli_connect_outbox(c, &pg, &err) < 0 || !(res = pr_pg_exec(pg, lag_sql, 0, NULL, &err))) {
+		(void)cli_fail(why);
+		(void)cli_fail(&err);
+	} else if (cli_has(c, "json")) {
+		cli_json_free_line(database_json(res, url, why->text));
+	} else {
+		put_database(res, why->text);
+	}
+	PQclear(res);
+	pr_pg_close(pg);
+	return PR_EX_UNAVAILABLE;
+}
+
+/* ---- the verb ---- */
+
+static int show_once(struct cli *c, const char *url)
+{
+	struct health h = { 0 };
+	struct pr_err err = { 0 };
+	int rc;
+
+	if (ask(c, url, &h, &err) < 0) {
+		rc = ask_database(c, url, &err);
+	} else {
+		if (cli_has(c, "json"))
+			cli_json_free_line(as_json(&h));
+		else
+			put_screen(&h);
+		rc = h.healthy ? PR_EX_OK : PR_EX_UNHEALTHY;
+	}
+	cJSON_Delete(h.root);
+	return rc;
+}
+
+static volatile sig_atomic_t stopped;
+
+static void on_signal(int sig)
+{
+	(void)sig;
+	stopped = 1;
+}
+
+/* On a terminal each screen takes the place of the last one, on the alternate screen, so that what
+ * was on the terminal before comes back; the last screen stays. */
+static int watch(struct cli *c, const char *url)
+{
+	const struct sigaction act = { .sa_handler = on_signal };
+	int64_t interval = cli_int(c, "interval", PR_SEC);
+	int place = cli_tty(stdout) && !cli_has(c, "json"), rc;
+	char now[32];
+
+	(void)sigaction(SIGINT, &act, NULL);
+	(void)sigaction(SIGTERM, &act, NULL);
+	if (place)
+		(void)fputs("\033[?1049h\033[?25l", stdout);
+	do {
+		if (place)
+			(void)fputs("\033[H\033[2J", stdout);
+		rc = show_once(c, url);
+		if (place)
+			(void)printf("\n  %s%.19sZ, every %.3g s; Ctrl-C ends%s\n", cli_on(stdout, CLI_DIM),
+				pr_rfc3339(pr_wall_us(), now), (double)interval / PR_SEC, cli_off(stdout));
+		else if (!cli_has(c, "json"))
+			(void)putchar('\n');
+	} while (!cli_gone() && !stopped && (poll(NULL, 0, (int)(interval / PR_MS)) == 0 && !stopped));
+	if (place) {
+		(void)fputs("\033[?25h\033[?1049l", stdout);
+		rc = show_once(c, url);
+	}
+	return rc;
+}
+
+int verb_status(struct cli *c)
+{
+	char *url = cli_url(c);
+	int rc;
+
+	if (cli_has(c, "watch"))
+		rc = watch(c, url);
+	else
+		rc = show_once(c, url);
+	free(url);
+	return rc;
+}

@@ -1,0 +1,274 @@
+/* cli/verbs.c -- the table: every verb with its options and its words. Help, completion,
+ * man page and reference page are made from it; nothing about a verb is said elsewhere. */
+#include "cli/cli.h"
+#include "lib/clock.h"
+
+/* clang-format off */
+#define HELP \
+	{ .name = "help", .letter = 'h', .type = CLI_FLAG, .doc = "show this text" }
+#define JSON \
+	{ .name = "json", .type = CLI_FLAG, .doc = "print JSON with stable fields instead of text" }
+#define CONFIG \
+	{ .name = "config", .letter = 'c', .arg = "FILE", .type = CLI_FILE, \
+	  .doc = "the relay's config file: database, brokers, name and address are taken from it" }, \
+	{ .name = "set", .letter = 'o', .arg = "KEY=VALUE", .type = CLI_PAIR, .many = 1, \
+	  .doc = "override one key of the config file, as the relay's -o does" }
+#define DATABASE \
+	CONFIG, \
+	{ .name = "conninfo", .arg = "CONNINFO", .type = CLI_CONNINFO, \
+	  .doc = "the database, as libpq understands it", \
+	  .def = "-c's, else $POSTRIDER_CONNINFO, else PG* variables" }
+#define TIMEOUT \
+	{ .name = "timeout", .arg = "TIME", .type = CLI_DURATION, .min = PR_MS, .max = 3600 * PR_SEC, \
+	  .def = "10s", .doc = "give up on one answer of a server after this long" }
+#define KAFKA \
+	{ .name = "brokers", .arg = "HOST:PORT,...", .type = CLI_STR, \
+	  .doc = "Kafka's bootstrap servers", .def = "-c's, else $POSTRIDER_BROKERS" }, \
+	{ .name = "name", .arg = "NAME", .type = CLI_NAME, \
+	  .doc = "the outbox's name, as in the relay's config", .def = "-c's" }
+#define URL \
+	{ .name = "url", .arg = "URL", .type = CLI_URL, .doc = "the relay's HTTP address", \
+	  .def = "http.listen of -c, else $POSTRIDER_URL, else http://127.0.0.1:9470" }
+#define YES \
+	{ .name = "yes", .letter = 'y', .type = CLI_FLAG, .doc = "do it; without it nothing is changed" }
+#define DRY_RUN \
+	{ .name = "dry-run", .letter = 'n', .type = CLI_FLAG, .doc = "show what would be done, and do nothing" }
+#define WAIT \
+	{ .name = "wait", .arg = "TIME", .type = CLI_DURATION, .min = 0, .max = 3600 * PR_SEC, .def = "10s", \
+	  .doc = "how long to wait for the relay to do it; \"0s\" leaves the request and returns" }
+#define KEYS \
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC, .doc = "the topic" }, \
+	{ .name = "key", .letter = 'k', .arg = "KEY", .type = CLI_STR, .doc = "the key (aggregateid)" }
+#define OPTIONS(...) (const struct cli_opt[]){ __VA_ARGS__, HELP, { .name = NULL } }
+
+#define SET_UP "Set up"
+#define LOOK   "Look"
+#define EVENTS "Events"
+#define HELD   "Held back events"
+#define RELAY  "The relay"
+#define TRY    "Try and learn"
+
+const struct cli_verb cli_verbs[] = {
+{ .name = "init", .group = SET_UP, .args = "", .run = verb_init,
+  .does = "install or upgrade schema outbox, and make the position topic",
+  .doc =
+  "Applies the migrations that the database does not have yet and makes the first partitions. It may be "
+  "run again at any time, also while services write, and by two people at once: what is there stays.\n\n"
+  "With brokers and a name (or -c) it also makes the relay's position topic, postrider.positions.NAME: one "
+  "partition, compacted.\n\n"
+  "--print writes the migrations as plain SQL for another migration tool and contacts nothing.",
+  .json = "object: database, migrations (applied now), schema_version, partitions (ready), topic (name or null), "
+          "topic_created",
+  .examples =
+  "postrider init --conninfo dbname=orders\n"
+  "postrider init -c relay.cfg\n"
+  "# the SQL itself, for Flyway or sqitch\n"
+  "postrider init --print > outbox.sql",
+  .opts = OPTIONS(DATABASE, KAFKA,
+	{ .name = "print", .type = CLI_FLAG, .doc = "write the SQL to standard output, change nothing" },
+	JSON, TIMEOUT) },
+
+{ .name = "status", .group = LOOK, .args = "", .run = verb_status,
+  .does = "is the outbox healthy? one screen, worst problem first",
+  .doc =
+  "Asks the relay. The first line names the state and the worst problem, the second what to do about it.\n\n"
+  "Exit status 0: healthy (ok, or a standby that waits). 3: not healthy (warn, error, paused, starting, or "
+  "not ready). 69: the relay does not answer; then, if a database is known (--conninfo, -c, environment), "
+  "what the database itself says about the backlog is shown.",
+  .json = "object: source (relay or database), url, healthy, ready, name, version, state, sentence, hint, leader, "
+          "delivery, lag_seconds, pending_events, published_total, events_per_second, parked_events, "
+          "parked_keys, waiting [{topic, events, reason}], problems [{code, severity, text, hint}], "
+          "postgres {connected, system_id, timeline}, kafka {connected}, position_seq, uptime_seconds; what "
+          "is not known is null. From the database: source, url, healthy, ready, state, sentence, lag_seconds, "
+          "pending_events, parked_events, parked_keys, waiting_events, paused. With --watch one object a line",
+  .examples =
+  "postrider status\n"
+  "postrider status -w\n"
+  "postrider status --json | jq .lag_seconds",
+  .opts = OPTIONS(DATABASE, URL,
+	{ .name = "watch", .letter = 'w', .type = CLI_FLAG, .doc = "refresh in place until Ctrl-C" },
+	{ .name = "interval", .arg = "TIME", .type = CLI_DURATION, .min = 100 * PR_MS, .max = 3600 * PR_SEC,
+	  .def = "1s", .doc = "time between two screens of --watch" },
+	JSON, TIMEOUT) },
+
+{ .name = "publish", .group = EVENTS, .args = "[-]", .max_args = 1, .run = verb_publish,
+  .does = "put one event into the outbox from the shell; prints its id",
+  .doc =
+  "One event in one transaction, through the same SQL functions as a service uses: what they refuse is "
+  "refused here. The payload is JSON (--data, a file, or standard input), or any bytes with --bytes, or "
+  "nothing with --null (a tombstone).",
+  .json = "object: id, scheduled_for (RFC 3339 or null)",
+  .examples =
+  "postrider publish -a order -k 42 -T OrderPaid --data '{\"amount\": 100}'\n"
+  "echo '{\"amount\": 100}' | postrider publish -a order -k 42 -T OrderPaid -\n"
+  "# at that time, with a header and no payload\n"
+  "postrider publish -a order -k 42 -T Due --at 2026-02-01T09:00:00Z -H by=me --null",
+  .opts = OPTIONS(
+	{ .name = "aggregatetype", .letter = 'a', .arg = "NAME", .type = CLI_STR,
+	  .doc = "kind of the thing that changed; the topic is made of it" },
+	{ .name = "aggregateid", .letter = 'k', .arg = "KEY", .type = CLI_STR,
+	  .doc = "which one: the record's key, and the unit of order" },
+	{ .name = "type", .letter = 'T', .arg = "TYPE", .type = CLI_STR, .doc = "what happened to it" },
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC,
+	  .doc = "this topic instead of the relay's route" },
+	{ .name = "header", .letter = 'H', .arg = "NAME=VALUE", .type = CLI_PAIR, .many = 1,
+	  .doc = "a header of the record" },
+	{ .name = "data", .arg = "JSON", .type = CLI_STR, .doc = "the payload" },
+	{ .name = "file", .letter = 'f', .arg = "FILE", .type = CLI_FILE,
+	  .doc = "the payload is in this file; \"-\" is standard input" },
+	{ .name = "bytes", .type = CLI_FLAG, .doc = "the payload is not JSON: publish its bytes as they are" },
+	{ .name = "null", .type = CLI_FLAG, .doc = "no payload: a tombstone" },
+	{ .name = "at", .arg = "TIME", .type = CLI_TIME,
+	  .doc = "not before this time: RFC 3339 with a zone, or from now, \"+10m\"" },
+	{ .name = "id", .arg = "UUID", .type = CLI_UUID, .doc = "the event's id", .def = "a new one" },
+	DATABASE, JSON, TIMEOUT) },
+
+{ .name = "parked list", .group = HELD, .args = "", .run = verb_parked_list,
+  .does = "keys that are held back, with reason, age and number of events",
+  .doc =
+  "An event that Kafka refuses holds back its key: the events behind it wait in order, the other keys go "
+  "on. One line per key, the longest held first; the reason is that of its first event.",
+  .json = "one object a line: topic, key, events, reason, code, since (RFC 3339), age_seconds, "
+          "first_id, first_seq, attempts, request (retry, skip or null)",
+  .examples =
+  "postrider parked list -c relay.cfg\n"
+  "postrider parked list -t outbox.event.order --json",
+  .opts = OPTIONS(
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC, .doc = "only of this topic" },
+	{ .name = "limit", .letter = 'l', .arg = "N", .type = CLI_INT, .min = 1, .max = 1000000, .def = "100",
+	  .doc = "at most so many keys" },
+	DATABASE, JSON, TIMEOUT) },
+
+{ .name = "parked show", .group = HELD, .args = "", .run = verb_parked_show,
+  .does = "the events held back behind one key, in order",
+  .doc =
+  "The first event is the one that was refused; the others wait behind it. Payloads are shown only with "
+  "--payload: they may hold what is not for every eye.",
+  .json = "one object a line: id, seq, topic, key, type, reason, code, attempts, request, created_at, "
+          "parked_at, payload_bytes (size or null); with --payload also payload (JSON) or payload_base64",
+  .examples =
+  "postrider parked show -t outbox.event.order -k 42\n"
+  "postrider parked show --id 0190a6e0-5b5c-7b7e-8b57-3a5a0f1c2d3e --payload",
+  .opts = OPTIONS(KEYS,
+	{ .name = "id", .arg = "UUID", .type = CLI_UUID, .doc = "only the event with this id" },
+	{ .name = "payload", .type = CLI_FLAG, .doc = "show the payloads too" },
+	{ .name = "limit", .letter = 'l', .arg = "N", .type = CLI_INT, .min = 1, .max = 1000000, .def = "100",
+	  .doc = "at most so many events" },
+	DATABASE, JSON, TIMEOUT) },
+
+{ .name = "parked retry", .group = HELD, .args = "", .run = verb_parked_retry,
+  .does = "try a key again: its first event, then all behind it in order",
+  .doc =
+  "Asks the relay to produce the key's first event again. If it goes now (the topic allows larger records, "
+  "the rights were given), everything behind it follows in order and the key is free; if not, it stays held "
+  "back with the new reason. Needs a running relay; a paused one acts on it when resumed.",
+  .json = "one object a line: topic, key, id, request, outcome (released, still_parked, requested), events "
+          "(left), reason",
+  .examples = "postrider parked retry -t outbox.event.order -k 42",
+  .opts = OPTIONS(KEYS, WAIT, DRY_RUN, DATABASE, JSON, TIMEOUT) },
+
+{ .name = "parked skip", .group = HELD, .args = "", .run = verb_parked_skip,
+  .does = "give up one event for ever; those behind it go on in order",
+  .doc =
+  "The event never reaches Kafka. It is kept in outbox.skipped with the time and the database user who "
+  "decided so. Only the first event of a key can be skipped: name it by --id, or the key by -t and -k.",
+  .json = "one object a line: topic, key, id, request, outcome (released, still_parked, skipped, requested), "
+          "events (left), reason",
+  .examples =
+  "postrider parked skip --id 0190a6e0-5b5c-7b7e-8b57-3a5a0f1c2d3e --dry-run\n"
+  "postrider parked skip -t outbox.event.order -k 42 --yes",
+  .opts = OPTIONS(KEYS,
+	{ .name = "id", .arg = "UUID", .type = CLI_UUID, .doc = "the event" },
+	YES, DRY_RUN, WAIT, DATABASE, JSON, TIMEOUT) },
+
+{ .name = "parked release", .group = HELD, .args = "", .run = verb_parked_release,
+  .does = "try every key of a topic again, or all of them",
+  .doc = "As `postrider parked retry`, for many keys at once: after the cause is gone.",
+  .json = "one object a line: topic, key, id, request, outcome (released, still_parked, requested), events "
+          "(left), reason",
+  .examples =
+  "postrider parked release -t outbox.event.order\n"
+  "postrider parked release --all --wait 60s",
+  .opts = OPTIONS(
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC, .doc = "all keys of this topic" },
+	{ .name = "all", .type = CLI_FLAG, .doc = "all keys of all topics" },
+	WAIT, DRY_RUN, DATABASE, JSON, TIMEOUT) },
+
+{ .name = "pause", .group = RELAY, .args = "", .run = verb_pause,
+  .does = "make the relay stop publishing; committed events wait",
+  .doc =
+  "Services go on writing and the lag grows: status and the alerts say so. The pause is kept in the "
+  "database and outlives a restart of the relay.",
+  .json = "object: paused, since (RFC 3339 or null), changed",
+  .examples = "postrider pause -c relay.cfg",
+  .opts = OPTIONS(DATABASE, JSON, TIMEOUT) },
+
+{ .name = "resume", .group = RELAY, .args = "", .run = verb_resume,
+  .does = "let a paused relay go on where it stopped",
+  .doc = "Ends `postrider pause`. Nothing is lost or sent twice by a pause.",
+  .json = "object: paused, since (RFC 3339 or null), changed",
+  .examples = "postrider resume -c relay.cfg",
+  .opts = OPTIONS(DATABASE, JSON, TIMEOUT) },
+
+{ .name = "bench", .group = TRY, .args = "", .run = verb_bench,
+  .does = "write a load into the outbox and time the way to Kafka",
+  .doc =
+  "Inserts events in transactions of --per-transaction rows, at --rate or as fast as one connection can, "
+  "and reports the rate of commits and, when the relay answers, how long events took from insert to Kafka's "
+  "acknowledgement. The events are real: consumers of the topic see them. So it needs --yes.",
+  .json = "object: events, transactions, seconds, events_per_second, commits_per_second, commit_ms {p50, p99, "
+          "max}, relay (null, or {acknowledged, seconds, insert_to_ack_ms {p50, p99}})",
+  .examples =
+  "postrider bench -c relay.cfg --events 10000 --rate 1000 --yes\n"
+  "postrider bench -c relay.cfg --events 1M --per-transaction 1000 --yes",
+  .opts = OPTIONS(
+	{ .name = "events", .arg = "N", .type = CLI_INT, .min = 1, .max = 1000000000, .def = "10000",
+	  .doc = "how many events" },
+	{ .name = "per-transaction", .arg = "N", .type = CLI_INT, .min = 1, .max = 100000, .def = "1",
+	  .doc = "events in one transaction" },
+	{ .name = "rate", .arg = "N", .type = CLI_INT, .min = 1, .max = 10000000, .def = "no limit",
+	  .doc = "events per second" },
+	{ .name = "keys", .arg = "N", .type = CLI_INT, .min = 1, .max = 100000000, .def = "1000",
+	  .doc = "how many different keys" },
+	{ .name = "payload", .arg = "SIZE", .type = CLI_SIZE, .min = 16, .max = 1 << 20, .def = "168B",
+	  .doc = "size of the payload" },
+	{ .name = "aggregatetype", .letter = 'a', .arg = "NAME", .type = CLI_STR, .def = "bench",
+	  .doc = "aggregatetype of the events" },
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC,
+	  .doc = "this topic instead of the relay's route" },
+	YES, WAIT, DATABASE, URL, JSON, TIMEOUT) },
+
+{ .name = "demo", .group = TRY, .args = "", .run = verb_demo,
+  .does = "the whole pipeline before your eyes, with failures",
+  .doc =
+  "In a checkout of the source it starts the demonstration: a private Postgres, Kafka and relay, a producer, "
+  "and the failures. Elsewhere it says how to get there.",
+  .examples = "postrider demo\npostrider demo --once",
+  .opts = OPTIONS({ .name = "once", .type = CLI_FLAG, .doc = "end by itself, with an exit status" }) },
+
+{ .name = "completion", .group = TRY, .args = "bash|zsh|fish", .words = "bash zsh fish", .min_args = 1,
+  .max_args = 1, .run = verb_completion,
+  .does = "print a completion script for your shell",
+  .doc =
+  "bash: put it into ~/.local/share/bash-completion/completions/postrider. zsh: into a directory of $fpath "
+  "as _postrider. fish: into ~/.config/fish/completions/postrider.fish.",
+  .examples = "source <(postrider completion bash)",
+  .opts = (const struct cli_opt[]){ HELP, { .name = NULL } } },
+
+{ .name = "help", .group = TRY, .args = "[VERB]", .max_args = 2, .run = verb_help,
+  .does = "this overview, or the help of one verb",
+  .doc = "`postrider VERB --help` is the same. --man and --markdown write the whole manual.",
+  .examples = "postrider help parked skip\npostrider help --man | man -l -",
+  .opts = OPTIONS(
+	{ .name = "man", .type = CLI_FLAG, .doc = "the manual as a man page" },
+	{ .name = "markdown", .type = CLI_FLAG, .doc = "the manual as Markdown" }) },
+
+{ .name = "version", .group = TRY, .args = "", .run = verb_version,
+  .does = "print the version of this program and of its libraries",
+  .doc = "Worth giving with every report of a fault.",
+  .json = "object: version, librdkafka, libpq, libcurl",
+  .examples = "postrider version",
+  .opts = OPTIONS(JSON) },
+
+{ .name = NULL } };
+/* clang-format on */
