@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define VALUE_MAX_BYTES 256
+#define VALUE_MAX_BYTES 768
 #define LINE_MAX_BYTES  4096
 
 static _Atomic int min_level = PR_INFO;
@@ -60,7 +60,7 @@ static void put_value(struct line *l, const char *s)
 
 	if (quoted)
 		put(l, "\"", 1);
-	for (i = 0; i < n && i < VALUE_MAX_BYTES * 3; i++)
+	for (i = 0; i < n && i < VALUE_MAX_BYTES; i++)
 		put_escaped(l, (unsigned char)s[i]);
 	if (i < n)
 		put(l, "...", 3);

@@ -1,7 +1,7 @@
 /* lib/log.h -- logfmt lines on stderr: ts= level= msg= key=value ...
  * One line per change of state, none per event, secrets never. Only programs and
  * the rooms that decide call it (relay/, consumers/, cli/), never lib/. Thread-safe:
- * a line is one write(2). Values are quoted and escaped when they need it, cut at 256 bytes. */
+ * a line is one write(2). Values are quoted and escaped when they need it, cut at 768 bytes. */
 #ifndef PR_LOG_H
 #define PR_LOG_H
 
@@ -17,7 +17,12 @@ struct pr_kv {
 	int64_t i;
 };
 
-#define KS(k, v) ((struct pr_kv){ .key = (k), .s = (v) ? (v) : "" })
+static inline const char *pr_log_text(const char *s)
+{
+	return s ? s : "";
+}
+
+#define KS(k, v) ((struct pr_kv){ .key = (k), .s = pr_log_text(v) })
 #define KI(k, v) ((struct pr_kv){ .key = (k), .i = (int64_t)(v) })
 
 /* pr_log(PR_INFO, "relay started", KS("outbox", name), KI("pid", getpid())); borrows everything */

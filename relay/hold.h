@@ -1,0 +1,52 @@
+/* relay/hold.h -- what is held back so that the rest may flow: parked keys (rows of outbox.parked)
+ * and topics that cannot be written to (ranges of outbox.waiting). Belongs to the publisher thread.
+ *
+ * Rule: what is held back is committed to Postgres before the position that steps over it is
+ * committed to Kafka. So a crash between the two holds a row back twice, never loses it:
+ * parked rows are keyed by seq, and a range is only ever widened to where the reader had been. */
+#ifndef RELAY_HOLD_H
+#define RELAY_HOLD_H
+
+#include "relay/topics.h"
+
+struct hold;
+
+struct hold *hold_new(struct relay *r, struct topics *topics);
+void hold_free(struct hold *h);
+
+/* Reads what is held back, after finishing what the last transaction's position says was released. */
+int hold_load(struct hold *h, const struct pr_position *committed, struct pr_err *err) PR_MUSTCHECK;
+int hold_any_parked(const struct hold *h);
+int hold_is_parked(const struct hold *h, const struct topic *topic, const struct span *key);
+
+/* Notes an event as held back; hold_flush makes it durable. head: this event itself was refused. */
+int hold_park(struct hold *h, struct topic *topic, const struct event *e, int head, const char *reason,
+	const char *code, struct pr_err *err) PR_MUSTCHECK;
+int hold_wait(struct hold *h, struct topic *topic, const struct event *e, struct pr_err *err) PR_MUSTCHECK;
+int hold_flush(struct hold *h, struct pr_err *err) PR_MUSTCHECK;
+
+/* One slice of events that may go now, in order, before anything newer of their key or topic: by an
+ * operator's request, or because their topic is there again. */
+struct release {
+	struct batch *batch; /* owned; NULL: nothing to release */
+	struct topic *topic;
+	char *key;       /* parked: of this key; owned; NULL: waiting */
+	int64_t entry;   /* waiting: of this entry */
+	int64_t through; /* waiting: last seq looked at; -1: the entry is done */
+};
+void release_free(struct release *rel);
+
+/* requested: an operator asked for something since the last call. covered: the committed position. most:
+ * events. */
+int hold_next_release(struct hold *h, int requested, const struct pr_mark *covered, size_t most,
+	struct release *ret, struct pr_err *err) PR_MUSTCHECK;
+/* The slice is on its topic (and in the position): forget it. */
+int hold_released(struct hold *h, const struct release *rel, struct pr_err *err) PR_MUSTCHECK;
+/* The slice's only event was refused again: it stays, at the head of its key. */
+int hold_refused(struct hold *h, const struct release *rel, const char *reason, const char *code,
+	struct pr_err *err) PR_MUSTCHECK;
+
+/* Copies counts to the relay's health. */
+void hold_report(struct hold *h);
+
+#endif

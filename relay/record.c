@@ -1,0 +1,150 @@
+/* relay/record.c -- builds records. Refuses to touch a payload. */
+#include "relay/record.h"
+
+#include "lib/clock.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+void record_maker_release(struct record_maker *m)
+{
+	pr_buf_free(&m->scratch);
+}
+
+static void uuid_text(const unsigned char id[16], char out[36])
+{
+	static const char hex[] = "0123456789abcdef";
+	size_t at = 0;
+
+	for (int i = 0; i < 16; i++) {
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			out[at++] = '-';
+		out[at++] = hex[id[i] >> 4];
+		out[at++] = hex[id[i] & 15];
+	}
+}
+
+/* RFC 3339 with microseconds; the part down to the second is kept, for it rarely changes. */
+static size_t created_text(struct record_maker *m, int64_t us, char out[40])
+{
+	int64_t second = us >= 0 ? us / PR_SEC : (us - (PR_SEC - 1)) / PR_SEC;
+	int fraction = (int)(us - second * PR_SEC);
+	char full[64];
+
+	if (m->second != second || !m->stamp[0]) {
+		(void)pr_rfc3339(second * PR_SEC, full);
+		(void)snprintf(m->stamp, sizeof(m->stamp), "%.*s", (int)(strcspn(full, ".")), full);
+		m->second = second;
+	}
+	return (size_t)snprintf(out, 40, "%s.%06dZ", m->stamp, fraction);
+}
+
+static size_t decimal(uint64_t v, char out[24])
+{
+	char tmp[24];
+	size_t n = 0;
+
+	do
+		tmp[n++] = (char)('0' + v % 10);
+	while (v /= 10);
+	for (size_t i = 0; i < n; i++)
+		out[i] = tmp[n - 1 - i];
+	return n;
+}
+
+/* tracingspancontext holds a traceparent, or Debezium's serialised Properties with one in a line. */
+static struct span traceparent(const struct span *trace)
+{
+	static const char key[] = "traceparent=";
+	struct span found = { NULL, 0 };
+	const char *s = trace->s;
+	size_t n = trace->n;
+	const char *at = s ? memmem(s, n, key, sizeof(key) - 1) : NULL;
+
+	if (at) {
+		n -= (size_t)(at - s) + sizeof(key) - 1;
+		s = at + sizeof(key) - 1;
+	}
+	/* 00-<32 hex>-<16 hex>-<2 hex>; anything else is not passed on. */
+	if (!s || n < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-')
+		return found;
+	if (n > 55 && s[55] != '\n' && s[55] != '\r' && s[55] != ' ')
+		return found;
+	found.s = s;
+	found.n = 55;
+	return found;
+}
+
+static int add_own(
+	void *ctx, const char *name, size_t name_len, const char *value, size_t value_len, int is_null)
+{
+	rd_kafka_headers_t *headers = ctx;
+
+	return rd_kafka_header_add(
+		       headers, name, (ssize_t)name_len, is_null ? NULL : value, (ssize_t)value_len) != 0;
+}
+
+static void add(rd_kafka_headers_t *headers, const char *name, size_t name_len, const char *value, size_t len)
+{
+	(void)rd_kafka_header_add(headers, name, (ssize_t)name_len, value, (ssize_t)len);
+}
+
+static rd_kafka_headers_t *make_headers(struct record_maker *m, const struct event *e)
+{
+	rd_kafka_headers_t *headers = rd_kafka_headers_new(8);
+	struct span trace = traceparent(&e->trace);
+	char buf[40];
+
+	uuid_text(e->id, buf);
+	add(headers, "id", 2, buf, 36);
+	add(headers, "type", 4, e->type.s, e->type.n);
+	if (e->is_json || !e->payload.s)
+		add(headers, "content-type", 12, "application/json", 16);
+	else
+		add(headers, "content-type", 12, "application/octet-stream", 24);
+	add(headers, "outbox-seq", 10, buf, decimal((uint64_t)e->seq, buf));
+	add(headers, "outbox-created-at", 17, buf, created_text(m, e->created_us, buf));
+	if (trace.s)
+		add(headers, "traceparent", 11, trace.s, trace.n);
+	if (e->headers.s && e->headers.n > 2)
+		(void)pr_json_flat(e->headers.s, e->headers.n, &m->scratch, add_own, headers);
+	return headers;
+}
+
+size_t record_size(const struct event *e)
+{
+	return e->payload.n + e->key.n + e->type.n + e->headers.n + 256;
+}
+
+rd_kafka_resp_err_t record_produce(
+	struct record_maker *m, rd_kafka_t *rk, const struct topic *topic, struct event *e, void *opaque)
+{
+	rd_kafka_headers_t *headers = make_headers(m, e);
+	rd_kafka_vu_t vus[7];
+	rd_kafka_error_t *error;
+	rd_kafka_resp_err_t code;
+
+	vus[0].vtype = RD_KAFKA_VTYPE_RKT;
+	vus[0].u.rkt = topic->rkt;
+	vus[1].vtype = RD_KAFKA_VTYPE_PARTITION;
+	vus[1].u.i32 = e->partition >= 0 ? e->partition : RD_KAFKA_PARTITION_UA;
+	vus[2].vtype = RD_KAFKA_VTYPE_VALUE;
+	vus[2].u.mem.ptr = (void *)(uintptr_t)e->payload.s;
+	vus[2].u.mem.size = e->payload.n;
+	vus[3].vtype = RD_KAFKA_VTYPE_KEY;
+	vus[3].u.mem.ptr = (void *)(uintptr_t)e->key.s;
+	vus[3].u.mem.size = e->key.n;
+	vus[4].vtype = RD_KAFKA_VTYPE_HEADERS;
+	vus[4].u.headers = headers;
+	vus[5].vtype = RD_KAFKA_VTYPE_OPAQUE;
+	vus[5].u.ptr = opaque;
+	vus[6].vtype = RD_KAFKA_VTYPE_MSGFLAGS;
+	vus[6].u.i = 0;
+	error = rd_kafka_produceva(rk, vus, 7);
+	if (!error)
+		return RD_KAFKA_RESP_ERR_NO_ERROR;
+	code = rd_kafka_error_code(error);
+	rd_kafka_error_destroy(error);
+	rd_kafka_headers_destroy(headers); /* taken only on success */
+	return code;
+}

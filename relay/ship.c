@@ -1,0 +1,267 @@
+/* relay/ship.c -- one event on its way: produced, parked or left waiting. Refuses to produce what is
+ * known to be refused, and to let an event pass an earlier one of its key. */
+#include "relay/publisher.h"
+
+#include "lib/clock.h"
+#include "lib/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define POSITION_TAG ((void *)1) /* opaque of position records */
+
+static void note(struct publisher *p, rd_kafka_resp_err_t code, int64_t seq, struct topic *topic)
+{
+	struct failure *f = &p->failure;
+
+	if (f->set && !(pr_kafka_kind(code) == PR_REJECT && pr_kafka_kind(f->code) != PR_REJECT))
+		return; /* the first, but a refusal says more than the purges that follow it */
+	f->set = 1;
+	f->code = code;
+	f->seq = seq;
+	f->topic = topic;
+	(void)snprintf(f->text, sizeof(f->text), "%s", rd_kafka_err2str(code));
+}
+
+void ship_report(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque)
+{
+	struct publisher *p = opaque;
+	struct event *e = m->_private;
+
+	(void)rk;
+	if (m->_private == POSITION_TAG) {
+		p->position_in_flight = 0;
+		if (m->err)
+			note(p, m->err, 0, NULL);
+		return;
+	}
+	if (m->err)
+		note(p, m->err, e->seq, topics_of(p->topics, e, NULL));
+	if (p->exactly_once)
+		return;
+	e->batch->outstanding--;
+	p->events--;
+	p->bytes -= record_size(e);
+}
+
+/* Hands one record over; a full queue is waited for, bounded. */
+static int produce(struct publisher *p, const struct topic *topic, struct event *e, rd_kafka_resp_err_t *ret)
+{
+	int64_t give_up = 0;
+
+	for (;;) {
+		*ret = record_produce(&p->maker, p->rk, topic, e, e);
+		if (*ret != RD_KAFKA_RESP_ERR__QUEUE_FULL)
+			return 0;
+		if (give_up == 0)
+			give_up = pr_mono_us() + p->r->conf->kafka.timeout_us;
+		if (pr_mono_us() > give_up || atomic_load(&p->r->stopping))
+			return -1;
+		(void)rd_kafka_poll(p->rk, 10);
+	}
+}
+
+/* A released event that is refused again ends the session: it must not be counted as released. */
+static int park(struct publisher *p, struct topic *topic, const struct event *e, rd_kafka_resp_err_t code,
+	const char *why, struct pr_err *err)
+{
+	if (p->releasing.batch) {
+		note(p, code, e->seq, topic);
+		if (why)
+			(void)snprintf(p->failure.text, sizeof(p->failure.text), "%s", why);
+		return pr_fail(err, PR_REJECT, "a released event is refused again");
+	}
+	return hold_park(
+		p->hold, topic, e, 1, why ? why : rd_kafka_err2str(code), rd_kafka_err2name(code), err);
+}
+
+/* Batches must fit the smallest topic limit, or good events would be refused along with each other. */
+static int fits_batches(struct publisher *p, const struct topic *topic, struct pr_err *err)
+{
+	if (topic->max_bytes >= p->batch_size)
+		return 0;
+	p->batch_size = topic->max_bytes;
+	return pr_fail(err, PR_RETRY, "topic \"%s\" takes %lld bytes at most: smaller batches", topic->name,
+		(long long)topic->max_bytes);
+}
+
+/* Why this event can't go to its topic at all; NULL: it can. */
+static const char *misfit(const struct topic *topic, const struct event *e, rd_kafka_resp_err_t *code)
+{
+	if (e->partition >= topic->partitions) {
+		*code = RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION;
+		return "the topic does not have that partition";
+	}
+	if ((int64_t)record_size(e) > topic->max_bytes) {
+		*code = RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+		return "larger than the topic's max.message.bytes";
+	}
+	return NULL;
+}
+
+static int send_event(struct publisher *p, struct topic *topic, struct event *e, struct pr_err *err)
+{
+	rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR_NO_ERROR;
+	const char *why = misfit(topic, e, &code);
+
+	if (why)
+		return park(p, topic, e, code, why, err);
+	if (produce(p, topic, e, &code) < 0)
+		return pr_fail(err, PR_RETRY, "the producer's queue stayed full for kafka.timeout");
+	if (code && pr_kafka_kind(code) == PR_REJECT)
+		return park(p, topic, e, code, NULL, err);
+	if (code)
+		return pr_kafka_fail(err, code, "produce");
+	topic->n_events++;
+	topic->n_bytes += e->payload.n;
+	if (!p->exactly_once)
+		e->batch->outstanding++;
+	p->events++;
+	p->bytes += record_size(e);
+	return 0;
+}
+
+int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
+{
+	struct topic *topic;
+
+	if (e->foreign)
+		return 0; /* named by health, published by nobody */
+	topic = topics_of(p->topics, e, err);
+	if (!topic)
+		return -1;
+	if (p->releasing.batch)
+		return send_event(p, topic, e, err); /* it is what the others wait for */
+	if (hold_is_parked(p->hold, topic, &e->key))
+		return hold_park(p->hold, topic, e, 0, "behind an earlier event of its key", "", err);
+	if (!topic->valid)
+		return park(p, topic, e, RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION, "not a topic name", err);
+	if (p->condemned.set && e->seq == p->condemned.seq) {
+		p->condemned.set = 0;
+		return park(p, topic, e, p->condemned.code, p->condemned.text, err);
+	}
+	if (!topic->rkt && topics_look(p->topics, topic, p->rk, err) < 0)
+		return -1;
+	if (topic->missing || topic->waiting)
+		return hold_wait(p->hold, topic, e, err);
+	if (fits_batches(p, topic, err) < 0)
+		return -1;
+	return send_event(p, topic, e, err);
+}
+
+/* Next batch of the pipe into current; 0 when there is none. */
+static int take_batch(struct publisher *p, int64_t deadline_us)
+{
+	if (p->current)
+		return 1;
+	p->current = pipe_take(&p->r->pipe, p->generation, deadline_us);
+	p->offset = 0;
+	return p->current != NULL;
+}
+
+int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err)
+{
+	size_t most_bytes = (size_t)p->r->conf->limits.batch_bytes;
+	int taken = 0;
+
+	/* Counted by what was taken: events held back cost a position all the same. */
+	while ((size_t)taken < p->limit && p->events < p->limit && p->bytes < most_bytes && !p->failure.set) {
+		if (!take_batch(p, taken ? 0 : deadline_us))
+			break;
+		if (p->current->n > 0) {
+			if (ship_event(p, &p->current->ev[p->offset], err) < 0)
+				return -1;
+			p->offset++;
+			taken++;
+		}
+		if (p->offset == p->current->n) {
+			*p->open_tail = p->current;
+			p->open_tail = &p->current->next;
+			p->current = NULL;
+		}
+		if (taken % 256 == 0)
+			(void)rd_kafka_poll(p->rk, 0);
+	}
+	p->shipped = p->events;
+	return taken;
+}
+
+void ship_taken(const struct publisher *p, struct pr_position *ret)
+{
+	const struct batch *last = NULL;
+
+	for (const struct batch *b = p->open; b; b = b->next)
+		last = b;
+	if (p->current && p->offset > 0)
+		batch_position(p->current, p->offset, ret);
+	else if (last)
+		batch_position(last, last->n, ret);
+}
+
+int ship_position(struct publisher *p, const struct pr_position *position, struct pr_err *err)
+{
+	char *value = pr_position_encode(position);
+	int rc = rd_kafka_produce(p->position_rkt, 0, RD_KAFKA_MSG_F_COPY, value, strlen(value),
+		p->r->conf->name, strlen(p->r->conf->name), POSITION_TAG);
+
+	free(value);
+	if (rc < 0)
+		return pr_kafka_fail(err, rd_kafka_last_error(), "position record");
+	p->position_in_flight = !p->exactly_once;
+	return 0;
+}
+
+void ship_acknowledged(struct publisher *p, const struct batch *b, size_t from, size_t k)
+{
+	int64_t now = pr_wall_us() + atomic_load(&source_clock_skew_us);
+	double seconds;
+
+	for (size_t i = from; i < k; i++) {
+		seconds = (double)(now - b->ev[i].created_us) / (double)PR_SEC;
+		pr_observe(p->r->m.insert_to_ack, seconds < 0 ? 0 : seconds);
+	}
+	atomic_fetch_add(&p->r->published_events, k - from);
+}
+
+void ship_count_topics(struct publisher *p, int ok)
+{
+	for (struct topic *t = topics_all(p->topics); t; t = t->next) {
+		if (t->n_events == 0)
+			continue;
+		if (ok) {
+			pr_counter_add(t->published, t->n_events);
+			pr_counter_add(t->published_bytes, t->n_bytes);
+		}
+		t->n_events = t->n_bytes = 0;
+	}
+}
+
+void ship_drop(struct publisher *p)
+{
+	struct batch *b;
+
+	while ((b = p->open)) {
+		p->open = b->next;
+		batch_free(b);
+	}
+	p->open_tail = &p->open;
+	batch_free(p->current);
+	p->current = NULL;
+	p->offset = 0;
+	p->events = p->bytes = 0;
+	ship_oldest(p);
+}
+
+void ship_oldest(struct publisher *p)
+{
+	int64_t oldest = p->current ? p->current->oldest_us : INT64_MAX;
+	uint64_t n = p->current ? p->current->n : 0;
+
+	for (const struct batch *b = p->open; b; b = b->next) {
+		if (b->oldest_us < oldest)
+			oldest = b->oldest_us;
+		n += b->n;
+	}
+	atomic_store(&p->r->in_flight_oldest_us, oldest);
+	atomic_store(&p->r->in_flight, n);
+}

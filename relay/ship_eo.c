@@ -1,0 +1,151 @@
+/* relay/ship_eo.c -- exactly_once: events and position in one Kafka transaction. Refuses to commit
+ * before what was held back is durable in Postgres, and to go on after an error it cannot read. */
+#include "relay/publisher.h"
+
+#include "lib/clock.h"
+#include "lib/fault.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int begin(struct publisher *p, struct pr_err *err)
+{
+	return pr_kafka_take(rd_kafka_begin_transaction(p->rk), err, "begin transaction");
+}
+
+static int commit(struct publisher *p, struct pr_err *err)
+{
+	int timeout_ms = (int)(p->r->conf->kafka.timeout_us / PR_MS);
+
+	return pr_kafka_take(rd_kafka_commit_transaction(p->rk, timeout_ms), err, "commit transaction");
+}
+
+static int commit_with(struct publisher *p, const struct pr_position *position, struct pr_err *err)
+{
+	if (SABOTAGE(position_outside_transaction)) {
+		if (commit(p, err) < 0 || begin(p, err) < 0)
+			return -1;
+		FAULT(committed_before_accounting);
+	}
+	/* If we die here, the transaction is open: the next producer with our id aborts it. */
+	FAULT(events_before_position);
+	if (ship_position(p, position, err) < 0)
+		return -1;
+	/* If we die here, likewise: nothing of it was ever visible to read_committed readers. */
+	FAULT(position_before_commit);
+	if (commit(p, err) < 0)
+		return -1;
+	/* If we die here, everything is published, and the position in the same transaction says so. */
+	FAULT(committed_before_accounting);
+	return 0;
+}
+
+static void account(struct publisher *p)
+{
+	struct batch *b;
+
+	pr_observe(p->r->m.batch_events, (double)p->events);
+	ship_count_topics(p, 1);
+	while ((b = p->open)) {
+		p->open = b->next;
+		ship_acknowledged(p, b, 0, b->n);
+		batch_free(b);
+	}
+	p->open_tail = &p->open;
+	p->events = p->bytes = 0;
+	ship_oldest(p);
+}
+
+/* Counting is cheap and exact enough: a batch cut by isolation counts once, when it is whole. */
+int ship_transaction(struct publisher *p, struct pr_err *err)
+{
+	struct pr_position next = { 0 };
+	int taken, rc = -1;
+
+	if (!p->current) {
+		p->current = pipe_take(&p->r->pipe, p->generation, pr_mono_us() + 50 * PR_MS);
+		p->offset = 0;
+		if (!p->current)
+			return 0;
+	}
+	ship_oldest(p);
+	if (begin(p, err) < 0)
+		return -1;
+	taken = ship_fill(p, 0, err);
+	if (taken < 0)
+		return -1;
+	ship_oldest(p);
+	if (hold_flush(p->hold, err) < 0)
+		return -1;
+	pr_position_copy(&next, &p->committed);
+	next.released_n = 0;
+	free(next.released_topic);
+	next.released_topic = NULL;
+	ship_taken(p, &next);
+	if (commit_with(p, &next, err) == 0) {
+		account(p);
+		pr_position_copy(&p->committed, &next);
+		health_committed(p->r, &p->committed);
+		rc = taken > 0;
+	}
+	pr_position_release(&next);
+	return rc;
+}
+
+int ship_first_transaction(struct publisher *p, struct pr_err *err)
+{
+	if (begin(p, err) < 0 || ship_position(p, &p->committed, err) < 0)
+		return -1;
+	return commit(p, err);
+}
+
+/* The position, with what this transaction releases: a crash after it deletes those rows at the next start.
+ */
+static void released_position(const struct publisher *p, struct pr_position *ret)
+{
+	const struct release *rel = &p->releasing;
+
+	pr_position_copy(ret, &p->committed);
+	ret->released_n = 0;
+	free(ret->released_topic);
+	ret->released_topic = NULL;
+	if (rel->key) {
+		free(ret->released);
+		ret->released = pr_calloc(rel->batch->n, sizeof(*ret->released));
+		for (size_t i = 0; i < rel->batch->n; i++)
+			ret->released[ret->released_n++] = rel->batch->ev[i].seq;
+		return;
+	}
+	ret->released_topic = pr_strdup(rel->topic->name);
+	ret->released_entry = rel->entry;
+	ret->released_seq = rel->through;
+}
+
+int ship_release_transaction(struct publisher *p, struct pr_err *err)
+{
+	struct batch *b = p->releasing.batch;
+	struct pr_position next = { 0 };
+	int rc = -1;
+
+	if (b->n > 0) {
+		if (begin(p, err) < 0)
+			return -1;
+		for (size_t i = 0; i < b->n; i++)
+			if (ship_event(p, &b->ev[i], err) < 0)
+				return -1;
+		released_position(p, &next);
+		if (commit_with(p, &next, err) < 0)
+			goto out;
+		pr_position_copy(&p->committed, &next);
+		ship_count_topics(p, 1);
+		ship_acknowledged(p, b, 0, b->n);
+		p->events = p->bytes = 0;
+	}
+	/* If we die here, the rows are published but still held: the position names them, and the next
+	 * start deletes them before anything else. */
+	FAULT(released_before_forgotten);
+	rc = hold_released(p->hold, &p->releasing, err);
+out:
+	pr_position_release(&next);
+	return rc;
+}
