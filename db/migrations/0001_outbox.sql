@@ -80,20 +80,22 @@ DECLARE
 BEGIN
 	IF aggregatetype IS NULL OR outbox.topic_problem(aggregatetype, 236) IS NOT NULL THEN
 		culprit := 'aggregatetype';
-		problem := format('aggregatetype %s %s', outbox.shown(aggregatetype),
-			coalesce(outbox.topic_problem(aggregatetype, 236), 'is missing'));
+		problem := coalesce(format('aggregatetype %s ', outbox.shown(aggregatetype))
+			|| outbox.topic_problem(aggregatetype, 236), 'aggregatetype is missing');
 		advice := 'It becomes part of the topic name (outbox.event.<aggregatetype>): use at most 236 of '
 			'A-Z a-z 0-9 . _ - and do not begin with "__".';
 	ELSIF aggregateid IS NULL OR octet_length(aggregateid) NOT BETWEEN 1 AND 65536 THEN
 		culprit := 'aggregateid';
-		problem := CASE WHEN coalesce(aggregateid, '') = '' THEN 'aggregateid is empty'
+		problem := CASE WHEN aggregateid IS NULL THEN 'aggregateid is missing'
+			WHEN aggregateid = '' THEN 'aggregateid is empty'
 			ELSE format('aggregateid has %s bytes, 65536 is the most', octet_length(aggregateid)) END;
 		advice := 'It is the Kafka key: events of one aggregate stay in order because they share it. '
 			'Give the id of the thing the event is about.';
 	ELSIF type IS NULL OR octet_length(type) NOT BETWEEN 1 AND 1024
 		OR type COLLATE "C" ~ '[\x01-\x1f\x7f]' THEN
 		culprit := 'type';
-		problem := CASE WHEN coalesce(type, '') = '' THEN 'type is empty'
+		problem := CASE WHEN type IS NULL THEN 'type is missing'
+			WHEN type = '' THEN 'type is empty'
 			WHEN octet_length(type) > 1024 THEN
 				format('type has %s bytes, 1024 is the most', octet_length(type))
 			ELSE format('type %s has a control character', outbox.shown(type)) END;
@@ -434,8 +436,8 @@ BEGIN
 END
 $$;
 
--- Element number i (from 1) of publish_many, checked; raises naming it.
-CREATE FUNCTION outbox.refuse_element(i bigint, event jsonb) RETURNS void LANGUAGE plpgsql STABLE AS $$
+-- Element number i (from 1) of publish_many: returns when it is sound, raises naming it otherwise.
+CREATE FUNCTION outbox.refuse_element(i bigint, event jsonb) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
 	problem text;
 	advice text := 'Each event is an object of: aggregatetype, aggregateid, type, payload or payload_base64, '
