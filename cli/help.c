@@ -49,6 +49,12 @@ void cli_usage_line(FILE *f, const struct cli_verb *v)
 	(void)fprintf(f, "usage: postrider %s [OPTION]...%s%s\n", v->name, *v->args ? " " : "", v->args);
 }
 
+static void overview_line(FILE *f, const struct cli_verb *v)
+{
+	(void)fprintf(f, "  %-15s", v->name);
+	cli_fill(f, v->does, 17, 19);
+}
+
 void cli_help_overview(FILE *f)
 {
 	const char *group = "";
@@ -59,8 +65,7 @@ void cli_help_overview(FILE *f)
 	for (const struct cli_verb *v = cli_verbs; v->name; v++) {
 		if (strcmp(group, v->group) != 0)
 			heading(f, group = v->group);
-		(void)fprintf(f, "  %-15s", v->name);
-		cli_fill(f, v->does, 17, 19);
+		overview_line(f, v);
 	}
 	(void)fprintf(f, "\n\"postrider VERB --help\" explains one, with examples.\n");
 }
@@ -300,7 +305,7 @@ int verb_help(struct cli *c)
 		(void)printf("postrider %s:\n\n", name);
 		for (v = cli_verbs; v->name; v++)
 			if (strncmp(v->name, name, strlen(name)) == 0)
-				(void)printf("  %-15s  %s\n", v->name, v->does);
+				overview_line(stdout, v);
 	} else {
 		(void)cli_usage(&err, "unknown verb \"%.60s\"", name);
 		(void)pr_hint(&err, "\"postrider help\" lists the verbs");

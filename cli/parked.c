@@ -61,9 +61,15 @@ static const char *or_dash(const char *s)
 	return s && *s ? s : "-";
 }
 
-static void print_keys_json(const PGresult *res)
+/* Rows to show: one more was asked for, to know whether there is more. */
+static int shown(const PGresult *res, int64_t limit)
 {
-	for (int i = 0; i < PQntuples(res); i++) {
+	return PQntuples(res) > limit ? (int)limit : PQntuples(res);
+}
+
+static void print_keys_json(const PGresult *res, int n)
+{
+	for (int i = 0; i < n; i++) {
 		cJSON *o = cJSON_CreateObject();
 
 		add_str(o, "topic", cli_cell(res, i, K_TOPIC));
@@ -81,12 +87,12 @@ static void print_keys_json(const PGresult *res)
 	}
 }
 
-static void print_keys(const PGresult *res)
+static void print_keys(const PGresult *res, int n)
 {
 	static const char *const heads[] = { "TOPIC", "KEY", ">EVENTS", ">HELD FOR", "REASON" };
 	struct cli_table t = { .ncols = 5, .heads = heads };
 
-	for (int i = 0; i < PQntuples(res); i++) {
+	for (int i = 0; i < n; i++) {
 		const char *request = cli_cell(res, i, K_REQUEST);
 		char age[48], count[32];
 		char *reason = pr_asprintf("%s%s%s", request ? request : "", request ? " asked for; " : "",
@@ -110,16 +116,16 @@ int verb_parked_list(struct cli *c)
 	int rc = PR_EX_OK;
 
 	if (cli_connect_outbox(c, &pg, &err) < 0 ||
-		!(res = read_keys(pg, cli_str(c, "topic"), NULL, limit, &err)))
+		!(res = read_keys(pg, cli_str(c, "topic"), NULL, limit + 1, &err)))
 		rc = cli_fail(&err);
 	else if (cli_has(c, "json"))
-		print_keys_json(res);
+		print_keys_json(res, shown(res, limit));
 	else if (PQntuples(res) == 0)
 		cli_say("no key is held back");
 	else
-		print_keys(res);
-	if (rc == PR_EX_OK && PQntuples(res) == limit)
-		cli_say("stopped at %lld keys: --limit shows more", (long long)limit);
+		print_keys(res, shown(res, limit));
+	if (rc == PR_EX_OK && PQntuples(res) > limit)
+		cli_say("there are more: --limit shows them");
 	PQclear(res);
 	pr_pg_close(pg);
 	return rc;
@@ -221,7 +227,7 @@ int verb_parked_show(struct cli *c)
 {
 	int payload = cli_has(c, "payload"), rc = PR_EX_OK;
 	int64_t limit = cli_int(c, "limit", 100);
-	char *most = pr_asprintf("%lld", (long long)limit);
+	char *most = pr_asprintf("%lld", (long long)limit + 1);
 	const char *params[5] = { cli_str(c, "topic"), cli_str(c, "key"), cli_str(c, "id"), most,
 		payload ? "t" : "f" };
 	struct pr_err err = { 0 };
@@ -238,14 +244,14 @@ int verb_parked_show(struct cli *c)
 		cli_say("nothing like that is held back");
 		rc = PR_EX_NOT_FOUND;
 	}
-	for (int i = 0; rc == PR_EX_OK && i < PQntuples(res); i++) {
+	for (int i = 0; rc == PR_EX_OK && i < shown(res, limit); i++) {
 		if (cli_has(c, "json"))
 			show_json(res, i, payload);
 		else
 			show_text(res, i, payload);
 	}
-	if (rc == PR_EX_OK && PQntuples(res) == limit)
-		cli_say("stopped at %lld events: --limit shows more", (long long)limit);
+	if (rc == PR_EX_OK && PQntuples(res) > limit)
+		cli_say("there are more: --limit shows them");
 	PQclear(res);
 	pr_pg_close(pg);
 	free(most);
@@ -513,7 +519,7 @@ static void show_plan(const struct work *w)
 		char *text = pr_asprintf("would %s %s key %s, event %s (%lld held back): %s", w->what, topic,
 			key, a->id, (long long)a->events, reason);
 
-		cli_text(stdout, text, 0, 2);
+		cli_text(stdout, text, 0, 0);
 		free(text);
 		free(topic);
 		free(key);

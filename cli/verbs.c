@@ -210,6 +210,55 @@ const struct cli_verb cli_verbs[] = {
   .examples = "postrider resume -c relay.cfg",
   .opts = OPTIONS(DATABASE, JSON, TIMEOUT) },
 
+{ .name = "position show", .group = RELAY, .args = "", .run = verb_position_show,
+  .does = "how far the relay has come, and whether this database is the one it means",
+  .doc =
+  "Reads the newest record of the position topic and compares it with the database. Exit status 0: it "
+  "matches. 3: it does not (the text says why). 4: the topic holds no position.",
+  .json = "object: name, found, matches, problem, database {system_id, timeline, last_seq, next_xid, lsn}, "
+          "position (the record itself, as `position set` takes it, or null)",
+  .examples = "postrider position show -c relay.cfg",
+  .opts = OPTIONS(DATABASE, KAFKA, JSON, TIMEOUT) },
+
+{ .name = "position set", .group = RELAY, .args = "[JSON]", .max_args = 1, .run = verb_position_set,
+  .does = "write another position: events may be repeated or left out",
+  .doc =
+  "Writes a position record in a Kafka transaction under the relay's own transactional id, so that a relay "
+  "that still lives is fenced. Refused while a relay holds the outbox's lock: stop it first.\n\n"
+  "JSON is a record as `postrider position show --json` prints it under \"position\". --earliest: publish "
+  "again every event the database still has. --now: count everything committed so far as published; what "
+  "was not yet on Kafka never will be.",
+  .json = "object: name, written, position",
+  .examples =
+  "postrider position set -c relay.cfg --earliest --dry-run\n"
+  "postrider position set -c relay.cfg --now --yes",
+  .opts = OPTIONS(
+	{ .name = "earliest", .type = CLI_FLAG, .doc = "before the first event there is" },
+	{ .name = "now", .type = CLI_FLAG, .doc = "behind the last event committed" },
+	YES, DRY_RUN, DATABASE, KAFKA, JSON, TIMEOUT) },
+
+{ .name = "position adopt", .group = RELAY, .args = "", .run = verb_position_adopt,
+  .does = "go on with this database after a restore, pg_upgrade or failover",
+  .doc =
+  "A relay refuses a database that is not the one of its position (another system identifier or "
+  "timeline), for its position speaks of transactions that this one may not have. Adopt writes a position "
+  "made of this database's identity and a fresh snapshot, as `position set` does. Refused while a relay "
+  "holds the outbox's lock.\n\n"
+  "Without --from-seq everything visible now counts as published. That is right after pg_upgrade or a "
+  "planned switch-over with the relay drained.\n\n"
+  "After a restore or an unplanned failover some events may not have been published: --from-seq N publishes "
+  "again from event number N on (header outbox-seq of the records tells which were). Those that had "
+  "been published come a second time; consumers know them by their id.",
+  .json = "object: name, written, position",
+  .examples =
+  "postrider position show -c relay.cfg\n"
+  "postrider position adopt -c relay.cfg --dry-run\n"
+  "postrider position adopt -c relay.cfg --from-seq 120001 --yes",
+  .opts = OPTIONS(
+	{ .name = "from-seq", .arg = "N", .type = CLI_INT, .min = 1, .max = INT64_MAX,
+	  .doc = "publish again from this event number on" },
+	YES, DRY_RUN, DATABASE, KAFKA, JSON, TIMEOUT) },
+
 { .name = "bench", .group = TRY, .args = "", .run = verb_bench,
   .does = "write a load into the outbox and time the way to Kafka",
   .doc =
