@@ -138,3 +138,69 @@ def test_start_is_fast(own_pg):
     t = time.monotonic()
     own_pg()
     assert time.monotonic() - t < 5
+
+
+# ---------------------------------------------------------------- lint
+
+LINT_TREE = {
+    "lib/a.c": '/* lib/a.c -- fine. */\n#include "lib/a.h"\n#include <stdio.h>\n',
+    "lib/a.h": "/* lib/a.h -- fine. */\n",
+    "relay/r.c": '/* relay/r.c -- fine. */\n#include "relay/r.h"\n\n#include "lib/a.h"\n#include "producers/outbox.h"\n\n'
+                 "void r(void);\nvoid r(void)\n{\n\t/* If we die here, nothing. */\n\tFAULT(told);\n\tif (SABOTAGE(bad))\n"
+                 "\t\treturn;\n}\n",
+    "relay/r.h": "/* relay/r.h -- fine. */\n",
+    "tests/fault/test_a.py": 'POINTS = ["told"]\nSABOTAGE = ["bad"]\n',
+    "lib/relay_conf.c": "/* lib/relay_conf.c -- fine. */\n"
+                        "/* clang-format off */\n\t{ \"limits.n\", PR_OPT_INT },\n"
+                        "\t{ \"inside\", PR_OPT_INT,\n\t\t.flags = PR_OPT_HIDDEN },\n",
+    "etc/relay.cfg": "limits: {\n\t#n = 1;\n};\n",
+    "docs/reference/relay-config.md": "### `limits.n`\n",
+    "x.sh": "true\n",
+}
+
+
+def lint(tmp_path, **change):
+    """Runs lint.sh on LINT_TREE with files replaced: {"lib/a.c": text}."""
+    script = os.path.join(servers.ROOT, "tests", "support", "lint.sh")
+    with open(script, encoding="utf-8") as f:
+        tree = {**LINT_TREE, "tests/support/lint.sh": f.read(), ".clang-format": open(
+            os.path.join(servers.ROOT, ".clang-format"), encoding="utf-8").read(), **change}
+    for name, text in tree.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    env = dict(os.environ, GIT_CEILING_DIRECTORIES=str(tmp_path), PYTHON=sys.executable)
+    return subprocess.run(["sh", str(tmp_path / "tests/support/lint.sh")], capture_output=True, text=True, env=env)
+
+
+def test_lint_is_content_with_a_good_tree(tmp_path):
+    done = lint(tmp_path)
+    assert done.returncode == 0 and ", 0 failed" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("name, text, says", [
+    ("lib/a.c", '/* lib/a.c -- x. */\n#include "relay/r.h"\n', 'lib/a.c:2: a file of lib/ may not include "relay/r.h"'),
+    ("lib/a.c", '/* lib/a.c -- x. */\n#include "producers/outbox.h"\n', "may not include"),
+    ("relay/r.h", '/* relay/r.h -- x. */\n#include "cli/cli.h"\n', "may not include"),
+    ("relay/r.c", "/* relay/r.c -- x. */\nvoid r(void);\nvoid r(void)\n{\n\tFAULT(told);\n\tSABOTAGE(bad);\n}\n",
+     'FAULT(told) has no comment "If we die here"'),
+    ("tests/fault/test_a.py", 'SABOTAGE = ["bad"]\n', "FAULT(told) has no test"),
+    ("tests/fault/test_a.py", 'POINTS = ["told"]\n', "no test turns SABOTAGE(bad) on"),
+    ("relay/q.c", "/* relay/q.c -- x. */\nvoid q(void);\nvoid q(void)\n{\n\t/* If we die here, too. */\n\tFAULT(told);\n}\n",
+     "FAULT(told) is also at"),
+    ("etc/relay.cfg", "#n = 1;\n", "option limits.n is not in etc/relay.cfg"),
+    ("docs/reference/relay-config.md", "", "option limits.n is not in docs"),
+    ("lib/a.h", "/* lib/b.h -- x. */\n", "lib/a.h:1: does not begin with"),
+    ("x.sh", "if true\n", "x.sh: "),
+    ("tests/a.py", "def\n", "tests/a.py:1: "),
+])
+def test_lint_finds(tmp_path, name, text, says):
+    done = lint(tmp_path, **{name: text})
+    assert done.returncode == 1 and says in done.stdout and ", 1 failed" in done.stdout, done.stdout
+
+
+def test_lint_finds_a_bad_format(tmp_path):
+    done = lint(tmp_path, **{"lib/a.c": "/* lib/a.c -- x. */\nint  a ;\n"})
+    if "skip  C files are formatted" in done.stdout:
+        pytest.skip("no clang-format 14 here")
+    assert done.stdout.count("not as clang-format writes it") == 1 and "lib/a.c:2:" in done.stdout, done.stdout

@@ -1,0 +1,141 @@
+#!/bin/sh
+# tests/support/lint.sh -- what the compiler does not check: who includes whom, that every
+# fault point has its comment and its test, that options are documented, formats, first lines.
+# Looks at tracked files (at all files where there is no git). Refuses to change anything.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+PYTHON=${PYTHON:-/usr/bin/python3}
+if git rev-parse --git-dir >/dev/null 2>&1; then
+	all=$(git ls-files)
+else
+	all=$(find . -name build -prune -o -type f -print | sed 's,^\./,,')
+fi
+passed=0 failed=0 skipped=0
+
+# Existing files of the list $all that match the extended regular expression $1.
+files() {
+	echo "$all" | grep -E "$1" | while read -r f; do [ ! -f "$f" ] || echo "$f"; done
+}
+
+# run NAME FUNCTION: a check passes when it prints nothing; "skip: why" skips it.
+run() {
+	out=$("$2" 2>&1)
+	case $out in
+	'') passed=$((passed + 1)); echo "ok    $1" ;;
+	skip:*) skipped=$((skipped + 1)); echo "skip  $1 (${out#skip: })" ;;
+	*)
+		failed=$((failed + 1))
+		echo "FAIL  $1"
+		echo "$out" | sed 's/^/      /'
+		;;
+	esac
+}
+
+# A room knows itself, lib/, the generated SQL and the applications' face; lib/ only itself.
+check_includes() {
+	for f in $(files '\.[ch]$'); do
+		case $f in tests/* | bench/*) continue ;; esac
+		grep -nE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' "$f" | awk -v f="$f" -v room="${f%/*}/" '{
+			line = $0; sub(/:.*/, "", line)
+			name = $0; sub(/^[^"]*"/, "", name); sub(/".*/, "", name)
+			own = index(name, room) == 1 && index(substr(name, length(room) + 1), "/") == 0
+			if (own || name == "sql.h" || name ~ /^lib\/[^\/]*$/) next
+			if (room != "lib/" && name == "producers/outbox.h") next
+			print f ":" line ": a file of " room " may not include \"" name "\""
+		}'
+	done
+}
+
+check_faults() {
+	points=$(files '\.c$' | grep -v '^tests/' | xargs awk '
+		FNR == 1 { said = -100 }
+		/If we die here/ { said = FNR }
+		match($0, /(^|[^A-Za-z_])FAULT\([a-z0-9_]+\)/) {
+			name = substr($0, RSTART, RLENGTH); sub(/.*\(/, "", name); sub(/\)/, "", name)
+			print name, FILENAME ":" FNR, FNR - said <= 12 ? "said" : "unsaid"
+		}')
+	[ -n "$points" ] || return 0
+	echo "$points" | awk '
+		$3 == "unsaid" { print $2 ": FAULT(" $1 ") has no comment \"If we die here\" within 12 lines above" }
+		$1 in where { print $2 ": FAULT(" $1 ") is also at " where[$1] }
+		{ where[$1] = $2 }'
+	echo "$points" | while read -r name where _; do
+		grep -rqsw --include='*.py' --include='*.c' -e "$name" tests/fault ||
+			echo "$where: FAULT($name) has no test in tests/fault that names it"
+	done
+}
+
+check_sabotage() {
+	names=$(files '\.c$' | grep -v '^tests/' | xargs grep -noE '\bSABOTAGE\([a-z0-9_]+\)' /dev/null |
+		sed 's/^\([^:]*:[0-9]*\):SABOTAGE(\(.*\))/\2 \1/' | sort -u -k1,1)
+	[ -n "$names" ] || return 0
+	echo "$names" | while read -r name where; do
+		grep -rqsw --include='*.py' -e "$name" tests ||
+			echo "$where: no test turns SABOTAGE($name) on"
+	done
+}
+
+# Paths of the options in a libconfig file; commented-out ones count.
+paths_in_config() {
+	awk '/^#?[a-z_]+:? *\{|^#?[a-z_]+: *$/ { group = $1; gsub(/[#:{]/, "", group); next }
+		/^#?\}/ { group = ""; next }
+		/^[ \t]*#?[a-z_]+ *= / { key = $0; sub(/^[ \t]*#?/, "", key); sub(/ *=.*/, "", key)
+			print (group ? group "." : "") key }' "$1"
+}
+
+check_options() {
+	[ -f lib/relay_conf.c ] || { echo "skip: no lib/relay_conf.c"; return; }
+	[ -f etc/relay.cfg ] && sample=$(paths_in_config etc/relay.cfg) || sample=
+	awk '/^[ \t]*\{ *"[a-z_.]+", *PR_OPT_/ {
+			if (path && !hidden) print path
+			path = $0; sub(/^[^"]*"/, "", path); sub(/".*/, "", path); hidden = 0 }
+		/PR_OPT_HIDDEN/ { hidden = 1 }
+		END { if (path && !hidden) print path }' lib/relay_conf.c | while read -r path; do
+		echo "$sample" | grep -qxF "$path" || echo "option $path is not in etc/relay.cfg"
+		grep -qsF "\`$path\`" docs/reference/relay-config.md ||
+			echo "option $path is not in docs/reference/relay-config.md"
+	done
+}
+
+check_format() {
+	command -v clang-format >/dev/null || { echo "skip: no clang-format"; return; }
+	case $(clang-format --version) in
+	*'version 14.'*) ;;
+	*) echo "skip: the format is pinned to clang-format 14, this is $(clang-format --version)"; return ;;
+	esac
+	files '\.[ch]$' | xargs -r clang-format --dry-run 2>&1 | sed -n 's/: warning:.*/: not as clang-format writes it (make format)/p' |
+		awk -F: '!seen[$1]++'
+}
+
+check_shell() {
+	for f in $(files '(\.sh|^\.ci/run)$'); do sh -n "$f"; done
+}
+
+check_python() {
+	files '\.py$' | "$PYTHON" -B -c '
+import ast, sys
+for name in sys.stdin.read().split():
+    try:
+        ast.parse(open(name, encoding="utf-8").read(), name)
+    except SyntaxError as e:
+        print(f"{name}:{e.lineno}: {e.msg}")'
+}
+
+check_first_lines() {
+	for f in $(files '\.[ch]$'); do
+		head -n 1 "$f" | grep -qF "/* $f " || head -n 1 "$f" | grep -qxF "/* $f" ||
+			echo "$f:1: does not begin with a comment that names the file: /* $f -- what it is for"
+	done
+}
+
+run "rooms include only what they may" check_includes
+run "fault points have their comment and their test" check_faults
+run "sabotage is used by a test" check_sabotage
+run "options are in the sample and the reference" check_options
+run "C files are formatted" check_format
+run "shell scripts parse" check_shell
+run "python files parse" check_python
+run "C files begin with what they are for" check_first_lines
+[ $skipped = 0 ] && also= || also=", $skipped skipped"
+echo "lint: $passed passed, $failed failed$also"
+[ $failed = 0 ]
