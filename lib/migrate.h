@@ -11,7 +11,7 @@
 /* Applies the pending migrations in order, each with its record in outbox.schema_version in one
  * transaction under an advisory lock: of two at once one waits (20 s at most) and then finds
  * nothing to do. *ret_applied (may be NULL): how many. Refuses a schema that is not ours, half
- * upgraded or newer. If we die here the database is at one of the versions, never between two. */
+ * upgraded or newer. A crash leaves the database at one of the versions, never between two. */
 int pr_migrate(struct pr_pg *pg, int *ret_applied, struct pr_err *err) PR_MUSTCHECK;
 
 /* The migrations as plain SQL for other tools (psql -1, Flyway, ...): what is applied already is

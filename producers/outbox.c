@@ -176,14 +176,14 @@ static const char *statement(const struct outbox_event *ev)
 	return ev->format == OUTBOX_BYTES ? publish_bytes_sql : publish_sql;
 }
 
-/* 1 when res holds the id, -1 otherwise. */
 static int take_id(PGconn *conn, const PGresult *res, char *ret_id, struct outbox_error *err)
 {
+	static const char in_order[] = "collect results in the order in which the commands were sent";
+
 	switch ((int)PQresultStatus(res)) {
 	case PGRES_TUPLES_OK:
 		if (PQntuples(res) != 1 || PQgetlength(res, 0, 0) != OUTBOX_ID_SIZE - 1)
-			return refuse(err, "collect results in the order in which the commands were sent",
-				"this is not the result of a publish");
+			break;
 		if (ret_id)
 			memcpy(ret_id, PQgetvalue(res, 0, 0), OUTBOX_ID_SIZE);
 		return 0;
@@ -192,12 +192,15 @@ static int take_id(PGconn *conn, const PGresult *res, char *ret_id, struct outbo
 		return refuse(err, "look at the first error after the last sync, and send ROLLBACK",
 			"not run: a command before it in the pipeline failed");
 	case PGRES_PIPELINE_SYNC:
-		return refuse(err, "collect results in the order in which the commands were sent",
-			"the next result is a PQpipelineSync's, not a publish's");
+		return refuse(err, in_order, "the next result is a PQpipelineSync's, not a publish's");
 #endif
-	default:
+	case PGRES_FATAL_ERROR:
+	case PGRES_BAD_RESPONSE:
 		return server_error(conn, res, err);
+	default:
+		break;
 	}
+	return refuse(err, in_order, "this is not the result of a publish");
 }
 
 int outbox_publish(
