@@ -4,6 +4,7 @@
 #include "lib/position.h"
 
 #include "lib/clock.h"
+#include "lib/fault.h"
 #include "lib/json.h"
 
 #include <cjson/cJSON.h>
@@ -291,7 +292,8 @@ static rd_kafka_t *reader(
 static int end_offset(const char *brokers, const struct pr_strs *properties, const char *topic,
 	int timeout_ms, int64_t *ret_lo, int64_t *ret_hi, struct pr_err *err)
 {
-	rd_kafka_t *rk = reader(brokers, properties, "read_uncommitted", err);
+	const char *isolation = SABOTAGE(position_read_to_lso) ? "read_committed" : "read_uncommitted";
+	rd_kafka_t *rk = reader(brokers, properties, isolation, err);
 	rd_kafka_resp_err_t code;
 
 	if (!rk)
