@@ -1,9 +1,10 @@
 # Postrider. `make help` lists the targets; nothing here recurses or configures.
 # Variants: plain (build/), VARIANT=test (build/test: FAULT and SABOTAGE points in),
-# VARIANT=asan and VARIANT=tsan (the test variant under sanitizers).
+# VARIANT=asan and VARIANT=tsan (the test variant under sanitizers), VARIANT=fuzz (clang, libFuzzer).
 -include config.mk
+VARIANT  ?= plain
 
-CC       ?= gcc
+CC       := $(if $(filter default,$(origin CC)),$(if $(filter fuzz,$(VARIANT)),clang,gcc),$(CC))
 PREFIX   ?= /usr/local
 V        ?= 0
 Q        := $(if $(filter 0,$(V)),@)
@@ -11,7 +12,6 @@ VERSION  := $(shell cat VERSION)
 PYTHON   ?= /usr/bin/python3
 PYTEST   ?= $(PYTHON) -B -m pytest -p no:cacheprovider
 
-VARIANT  ?= plain
 ROOT     := build
 OUT      := $(ROOT)$(if $(filter-out plain,$(VARIANT)),/$(VARIANT))
 GEN      := $(ROOT)/gen
@@ -20,10 +20,12 @@ BIN      := $(OUT)/bin
 
 PKGS     := libpq rdkafka libconfig libmicrohttpd libcjson libcurl libzstd
 WARN     := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition \
-            -Wpointer-arith -Wcast-qual -Wwrite-strings -Wundef -Wvla -Wformat=2 -Wnull-dereference -fno-common -Wno-format-truncation
+            -Wpointer-arith -Wcast-qual -Wwrite-strings -Wundef -Wvla -Wformat=2 -Wnull-dereference -fno-common \
+            $(if $(filter fuzz,$(VARIANT)),-Wno-gnu-zero-variadic-macro-arguments,-Wno-format-truncation)
 HARDEN   := -fstack-protector-strong -fstack-clash-protection -fcf-protection -fPIE
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread -fno-omit-frame-pointer
+SAN_fuzz := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 SAN      := $(SAN_$(VARIANT))
 CFLAGS   ?= $(if $(SAN),-O1 -g,-O2 -g)
 override CFLAGS += -std=gnu11 -D_GNU_SOURCE -I. -I$(GEN) $(WARN) $(HARDEN) $(SAN) -MMD -MP \
@@ -120,6 +122,11 @@ test-programs: $(PROGRAMS)
 $(OUT)/unit/%: tests/unit/%.c $(LIB)
 	@mkdir -p $(@D); echo "  TEST $<"
 	$(Q)$(CC) $(CFLAGS) -MF $@.d $(LDFLAGS) $(filter-out %.h,$^) $(UNIT_EXTRA_$*) $(LDLIBS) -lcmocka -o $@
+
+# A fuzz target links lib/ and the relay's pure files: libFuzzer brings main().
+$(OUT)/fuzz/%: tests/fuzz/%.c $(LIB) $(call obj,relay/batch.c relay/snapshot.c)
+	@mkdir -p $(@D); echo "  FUZZ $<"
+	$(Q)$(CC) $(CFLAGS) -MF $@.d $(LDFLAGS) -fsanitize=fuzzer $(filter-out %.h,$^) $(LDLIBS) -o $@
 
 # Unit tests of a room's own file name it here: <test>: the extra sources.
 -include tests/unit/extra.mk
