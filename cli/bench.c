@@ -162,27 +162,31 @@ static double quantile(const struct histogram *before, const struct histogram *a
 	return NAN;
 }
 
+/* Sum of postrider_published_total over its topics; -1 when this is no relay's page. */
+static double read_published(const char *metrics)
+{
+	const char *line = metrics, *end;
+	double sum = strstr(metrics, "\n# TYPE postrider_published_total ") ? 0 : -1;
+
+	while ((line = strstr(line, "\npostrider_published_total{"))) {
+		end = strstr(++line, "} ");
+		sum += end ? strtod(end + 2, NULL) : 0;
+	}
+	return sum;
+}
+
 static int read_relay(const struct cli *c, const char *url, double *ret_published, struct histogram *h)
 {
 	struct pr_err ignored = { 0 };
 	char *body = NULL;
-	cJSON *root;
 	int status = 0;
 
-	if (cli_fetch(c, url, "/metrics", &status, &body, &ignored) < 0 || status != 200) {
-		free(body);
+	if (cli_fetch(c, url, "/metrics", &status, &body, &ignored) < 0)
 		return -1;
-	}
 	read_histogram(body, h);
+	*ret_published = status == 200 ? read_published(body) : -1;
 	free(body);
-	body = NULL;
-	if (cli_fetch(c, url, "/status.json", &status, &body, &ignored) < 0)
-		return -1;
-	root = cJSON_Parse(body);
-	free(body);
-	*ret_published = cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(root, "published_total"));
-	cJSON_Delete(root);
-	return status == 200 && !isnan(*ret_published) ? 0 : -1;
+	return *ret_published < 0 ? -1 : 0;
 }
 
 struct relay_part {

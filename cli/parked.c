@@ -202,8 +202,9 @@ static void show_text(const PGresult *res, int i, int payload)
 	const char *reason = cli_cell(res, i, S_REASON), *bytes = cli_cell(res, i, S_BYTES);
 	char *where = pr_asprintf(
 		"%s, key %s", or_dash(cli_cell(res, i, S_TOPIC)), or_dash(cli_cell(res, i, S_KEY)));
-	char *size = bytes ? pr_asprintf("%s bytes", bytes) : pr_strdup("none (a tombstone)");
-	char *tries = pr_asprintf("%s, tried %s times", or_dash(cli_cell(res, i, S_PARKED)),
+	char *size = bytes ? pr_asprintf("%s byte%s", bytes, strcmp(bytes, "1") == 0 ? "" : "s")
+			   : pr_strdup("none (a tombstone)");
+	char *tries = pr_asprintf("%s, attempts: %s", or_dash(cli_cell(res, i, S_PARKED)),
 		or_dash(cli_cell(res, i, S_ATTEMPTS)));
 
 	(void)printf("%s%s%s  seq %s\n", cli_on(stdout, CLI_BOLD), cli_cell(res, i, S_ID), cli_off(stdout),
@@ -385,9 +386,9 @@ static void settle(struct asked *a, const char *what, const PGresult *res, int i
 	int64_t first = cli_cell_int(res, i, K_SEQ);
 	int failed = *PQgetvalue(res, i, K_HEAD) == 't';
 
+	a->events = cli_cell_int(res, i, K_EVENTS);
 	if (cli_cell(res, i, K_REQUEST) || (first != a->seq && !failed))
 		return;
-	a->events = cli_cell_int(res, i, K_EVENTS);
 	free(a->reason);
 	a->reason = cell_dup(res, i, K_REASON);
 	a->outcome = first != a->seq && strcmp(what, "skip") == 0 ? SKIPPED : STILL_PARKED;

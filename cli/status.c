@@ -34,7 +34,7 @@ static const char *get_str(const cJSON *o, const char *name)
 {
 	const cJSON *item = get(o, name);
 
-	return cJSON_IsString(item) && item->valuestring[0] ? item->valuestring : NULL;
+	return item && cJSON_IsString(item) && item->valuestring[0] ? item->valuestring : NULL;
 }
 
 static double get_num(const cJSON *o, const char *name)
@@ -51,22 +51,32 @@ static int is_true(const cJSON *o, const char *name)
 	return cJSON_IsTrue(get(o, name));
 }
 
-/* Names of the checks of /readyz that failed: {"checks":{"kafka":{"ok":false,"text":...}}} or a list. */
+/* What a check of /readyz complains about: {"kafka": "no broker answers"}, {"kafka": {"ok": false, "text":
+ * ...}}; NULL when it is fine, or only a number or a switch. */
+static const char *complaint(const cJSON *check)
+{
+	const char *text;
+
+	if (cJSON_IsString(check))
+		return strcmp(check->valuestring, "ok") == 0 ? NULL : check->valuestring;
+	if (!cJSON_IsObject(check) || !cJSON_IsFalse(get(check, "ok")))
+		return NULL;
+	text = get_str(check, "text");
+	return text ? text : "failed";
+}
+
 static void failing_checks(const cJSON *readyz, char *why, size_t size)
 {
-	const cJSON *checks = get(readyz, "checks"), *check;
+	const char *sentence = get_str(readyz, "sentence");
+	const cJSON *check;
 
 	why[0] = '\0';
-	for (check = first(checks); check; check = check->next) {
-		const char *name = check->string ? check->string : get_str(check, "name");
-		const char *text = get_str(check, "text");
-		int ok = cJSON_IsBool(check) ? cJSON_IsTrue(check) : is_true(check, "ok");
-
-		if (ok || !name)
-			continue;
-		(void)snprintf(why + strlen(why), size - strlen(why), "%s%s%s%s", *why ? ", " : "", name,
-			text ? ": " : "", text ? text : "");
-	}
+	for (check = first(get(readyz, "checks")); check; check = check->next)
+		if (complaint(check))
+			(void)snprintf(why + strlen(why), size - strlen(why), "%s%s: %s", *why ? ", " : "",
+				check->string ? check->string : "check", complaint(check));
+	if (!*why)
+		(void)snprintf(why, size, "%s", sentence ? sentence : "it does not say why");
 }
 
 static int one_of(const char *word, const char *a, const char *b)

@@ -726,6 +726,12 @@ def test_status_exit_codes(cli, fake, state, ready, code):
         assert "not ready  kafka: no broker answers" in text.stdout.splitlines()[0]
 
 
+def test_status_reads_the_relay_s_own_form_of_checks(cli, fake):
+    """Words, switches and numbers: only a word other than ok is a complaint."""
+    url = fake(OK, 503, {"postgres": "ok", "kafka": "no broker answers", "streaming": False, "parked_keys": 0})
+    assert "not ready  kafka: no broker answers\n" in cli("status", "--url", url).stdout
+
+
 def test_status_screen_names_the_worst_first(cli, fake):
     done = cli("status", "--url", fake(WARN))
     first = done.stdout.splitlines()
