@@ -21,6 +21,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -790,3 +791,20 @@ def stop_all():
 
 
 atexit.register(stop_all)
+
+
+def main(argv):
+    """servers.py postgres|kafka|both -- COMMAND...: runs it with PR_TEST_CONNINFO, PR_TEST_BROKERS set."""
+    if len(argv) < 3 or argv[0] not in ("postgres", "kafka", "both") or argv[1] != "--":
+        print(main.__doc__, file=sys.stderr)
+        return 2
+    env = dict(os.environ)
+    if argv[0] != "kafka":
+        env["PR_TEST_CONNINFO"] = Postgres().start().conninfo()
+    if argv[0] != "postgres":
+        env["PR_TEST_BROKERS"] = Kafka(quick=True).start().bootstrap
+    return subprocess.run(argv[2:], env=env, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
