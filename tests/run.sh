@@ -62,7 +62,8 @@ unit_programs() {
 		if [ $rc -eq 0 ] && [ "$(cmocka_count PASSED "$log")" -eq 0 ]; then f=1; rc="0, and no test ran"; fi
 		if [ "$f" -ne 0 ]; then
 			echo "FAILED $2/$name (exit $rc; $log)"
-			grep -vE '^\[ +(RUN|OK) +\]' "$log" | tail -30 | sed 's/^/    /'
+			grep -E 'ERROR|error:|^\[  FAILED' "$log" | head -20 | sed 's/^/    /'
+			grep -vE '^\[ +(RUN|OK) +\]' "$log" | tail -15 | sed 's/^/    /'
 		fi
 		passed=$((passed + $(cmocka_count PASSED "$log")))
 		failed=$((failed + f))

@@ -187,7 +187,7 @@ def test_lint_is_content_with_a_good_tree(tmp_path):
     ("tests/fault/test_a.py", 'SABOTAGE = ["bad"]\n', "FAULT(told) has no test"),
     ("tests/fault/test_a.py", 'POINTS = ["told"]\n', "no test turns SABOTAGE(bad) on"),
     ("relay/q.c", "/* relay/q.c -- x. */\nvoid q(void);\nvoid q(void)\n{\n\t/* If we die here, too. */\n\tFAULT(told);\n}\n",
-     "FAULT(told) is also at"),
+     "FAULT(told) is also in"),
     ("etc/relay.cfg", "#n = 1;\n", "option limits.n is not in etc/relay.cfg"),
     ("docs/reference/relay-config.md", "", "option limits.n is not in docs"),
     ("lib/a.h", "/* lib/b.h -- x. */\n", "lib/a.h:1: does not begin with"),
