@@ -27,6 +27,7 @@ struct event {
 	int32_t partition;    /* -1: by key */
 	unsigned is_json : 1; /* payload came from jsonb */
 	unsigned foreign : 1; /* xid that this server has not assigned yet: never published */
+	unsigned held : 1;    /* parked or waiting: not on its topic yet */
 	struct batch *batch;  /* the one it belongs to */
 };
 

@@ -362,7 +362,7 @@ static int release_some(struct publisher *p, struct pr_err *err)
 	if (p->r->conf->source.engine != PR_ENGINE_TABLE)
 		return 0;
 	for (struct topic *t = topics_all(p->topics); t; t = t->next)
-		if (t->waiting && !t->rkt && topics_look(p->topics, t, p->rk, err) < 0)
+		if ((t->waiting || t->missing) && !t->rkt && topics_look(p->topics, t, p->rk, err) < 0)
 			return -1;
 	p->request_seen = request;
 	if (hold_next_release(p->hold, requested, &p->committed.from, p->release_limit, &p->releasing, err) <

@@ -62,7 +62,7 @@ static int produce(struct publisher *p, const struct topic *topic, struct event 
 }
 
 /* A released event that is refused again ends the session: it must not be counted as released. */
-static int park(struct publisher *p, struct topic *topic, const struct event *e, rd_kafka_resp_err_t code,
+static int park(struct publisher *p, struct topic *topic, struct event *e, rd_kafka_resp_err_t code,
 	const char *why, struct pr_err *err)
 {
 	if (p->releasing.batch) {
@@ -121,6 +121,16 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 	return 0;
 }
 
+/* An event that others of its key or topic wait for. */
+static int ship_released(struct publisher *p, struct topic *topic, struct event *e, struct pr_err *err)
+{
+	if (!topic->rkt && topics_look(p->topics, topic, p->rk, err) < 0)
+		return -1;
+	if (topic->missing)
+		return pr_fail(err, PR_RETRY, "topic \"%s\" is not there for a released event", topic->name);
+	return send_event(p, topic, e, err);
+}
+
 int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
 {
 	struct topic *topic;
@@ -131,9 +141,11 @@ int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
 	if (!topic)
 		return -1;
 	if (p->releasing.batch)
-		return send_event(p, topic, e, err); /* it is what the others wait for */
-	if (hold_is_parked(p->hold, topic, &e->key))
+		return ship_released(p, topic, e, err);
+	if (hold_is_parked(p->hold, topic, &e->key)) {
+		e->held = 1;
 		return hold_park(p->hold, topic, e, 0, "behind an earlier event of its key", "", err);
+	}
 	if (!topic->valid)
 		return park(p, topic, e, RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION, "not a topic name", err);
 	if (p->condemned.set && e->seq == p->condemned.seq) {
@@ -142,8 +154,10 @@ int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
 	}
 	if (!topic->rkt && topics_look(p->topics, topic, p->rk, err) < 0)
 		return -1;
-	if (topic->missing || topic->waiting)
+	if (topic->missing || topic->waiting) {
+		e->held = 1;
 		return hold_wait(p->hold, topic, e, err);
+	}
 	if (fits_batches(p, topic, err) < 0)
 		return -1;
 	return send_event(p, topic, e, err);
@@ -214,13 +228,17 @@ int ship_position(struct publisher *p, const struct pr_position *position, struc
 void ship_acknowledged(struct publisher *p, const struct batch *b, size_t from, size_t k)
 {
 	int64_t now = pr_wall_us() + atomic_load(&source_clock_skew_us);
+	uint64_t published = 0;
 	double seconds;
 
 	for (size_t i = from; i < k; i++) {
+		if (b->ev[i].held || b->ev[i].foreign)
+			continue;
+		published++;
 		seconds = (double)(now - b->ev[i].created_us) / (double)PR_SEC;
 		pr_observe(p->r->m.insert_to_ack, seconds < 0 ? 0 : seconds);
 	}
-	atomic_fetch_add(&p->r->published_events, k - from);
+	atomic_fetch_add(&p->r->published_events, published);
 }
 
 void ship_count_topics(struct publisher *p, int ok)
