@@ -7,18 +7,26 @@
  * are nothing, and no environment variable can switch them on.
  *
  * POSTRIDER_FAULT="name" or "name:3" (the third passage) dies there by SIGKILL.
- * POSTRIDER_SABOTAGE="name" is true for that name. */
+ * POSTRIDER_SABOTAGE="name" is true for that name.
+ * POSTRIDER_HOLD="name:/path": HOLD(name) makes /path.held and stands still while /path exists, a
+ * minute at most; HELD(name) tells whether that point may be held at all. */
 #ifndef PR_FAULT_H
 #define PR_FAULT_H
 
 #ifdef PR_TEST
 void pr_fault_point(const char *name);
 int pr_sabotage(const char *name);
+const char *pr_hold_path(const char *name); /* NULL: not to be held */
+void pr_hold_point(const char *name);
 #define FAULT(name)    pr_fault_point(#name)
 #define SABOTAGE(name) pr_sabotage(#name)
+#define HOLD(name)     pr_hold_point(#name)
+#define HELD(name)     (pr_hold_path(#name) != NULL)
 #else
 #define FAULT(name)    ((void)0)
 #define SABOTAGE(name) 0
+#define HOLD(name)     ((void)0)
+#define HELD(name)     0
 #endif
 
 #endif
