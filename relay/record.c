@@ -52,23 +52,47 @@ static size_t decimal(uint64_t v, char out[24])
 	return n;
 }
 
-/* tracingspancontext holds a traceparent, or Debezium's serialised Properties with one in a line. */
-static struct span traceparent(const struct span *trace)
+/* Behind "traceparent=" at the start of a line, in Debezium's serialised java.util.Properties; s when it has
+ * no such line. */
+static const char *behind_key(const char *s, const char *end)
 {
 	static const char key[] = "traceparent=";
-	struct span found = { NULL, 0 };
-	const char *s = trace->s;
-	size_t n = trace->n;
-	const char *at = s ? memmem(s, n, key, sizeof(key) - 1) : NULL;
 
-	if (at) {
-		n -= (size_t)(at - s) + sizeof(key) - 1;
-		s = at + sizeof(key) - 1;
+	for (const char *at = s; at && end - at >= (ptrdiff_t)sizeof(key) - 1;) {
+		if (memcmp(at, key, sizeof(key) - 1) == 0)
+			return at + sizeof(key) - 1;
+		at = memchr(at, '\n', (size_t)(end - at));
+		at = at ? at + 1 : NULL;
 	}
-	/* 00-<32 hex>-<16 hex>-<2 hex>; anything else is not passed on. */
-	if (!s || n < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-')
+	return s;
+}
+
+/* n lower-case hex digits; all zero is no id. */
+static int is_hex(const char *s, size_t n, int may_be_zero)
+{
+	size_t zeros = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		if (!((s[i] >= '0' && s[i] <= '9') || (s[i] >= 'a' && s[i] <= 'f')))
+			return 0;
+		zeros += s[i] == '0';
+	}
+	return may_be_zero || zeros < n;
+}
+
+/* A W3C traceparent, xx-<32 hex>-<16 hex>-<2 hex>; anything else is not passed on. */
+static struct span traceparent(const struct span *trace)
+{
+	struct span found = { NULL, 0 };
+	const char *end = trace->s ? trace->s + trace->n : NULL;
+	const char *s = trace->s ? behind_key(trace->s, end) : NULL;
+
+	if (!s || end - s < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-')
 		return found;
-	if (n > 55 && s[55] != '\n' && s[55] != '\r' && s[55] != ' ')
+	if (end - s > 55 && s[55] != '\n' && s[55] != '\r')
+		return found;
+	if (!is_hex(s, 2, 1) || memcmp(s, "ff", 2) == 0 || !is_hex(s + 3, 32, 0) || !is_hex(s + 36, 16, 0) ||
+		!is_hex(s + 53, 2, 1))
 		return found;
 	found.s = s;
 	found.n = 55;
@@ -80,8 +104,8 @@ static int add_own(
 {
 	rd_kafka_headers_t *headers = ctx;
 
-	return rd_kafka_header_add(
-		       headers, name, (ssize_t)name_len, is_null ? NULL : value, (ssize_t)value_len) != 0;
+	(void)is_null;
+	return rd_kafka_header_add(headers, name, (ssize_t)name_len, value, (ssize_t)value_len) != 0;
 }
 
 static void add(rd_kafka_headers_t *headers, const char *name, size_t name_len, const char *value, size_t len)
