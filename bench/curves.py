@@ -66,23 +66,19 @@ def open_transactions(lab, opt):
 
 def partitions(lab, opt):
     """What an idle turn costs Postgres, against the ranges kept for retention."""
-    lab.pg.query("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
     for n in (0, 50, 200):
         db = lab.empty()
         retain(db, n)
+        lab.count_statements(db)
         with lab.topic() as (prefix, _):
             relay = lab.relay(db, MODE, prefix).start()
             try:
                 lab.watch(relay, n * 100, time.monotonic())
-                lab.pg.query("ALTER SYSTEM SET pg_stat_statements.track = 'top'")
-                lab.pg.query("SELECT pg_reload_conf()")
                 time.sleep(2)
                 r = M.quiet_window(lab, db, 5, relay)
                 r["peak_rss_kb"] = relay.peak_rss_kb()
             finally:
                 relay.stop()
-                lab.pg.query("ALTER SYSTEM RESET pg_stat_statements.track")
-                lab.pg.query("SELECT pg_reload_conf()")
         db.drop()
         if not r["turns"]:
             raise Failed("no turn seen")

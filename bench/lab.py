@@ -50,6 +50,18 @@ def cpu_seconds(pid):
     return total / 1e9
 
 
+def thread_cpu(pid):
+    """The same, by thread: {"tid name": seconds}."""
+    out = {}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/comm", encoding="ascii") as f:
+                name = f.read().strip()
+            with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as f:
+                out[f"{task} {name}"] = int(f.read().split()[0]) / 1e9
+    return out
+
+
 def cpu_ticks(pid):
     """CPU of a process from its birth, ended threads included, in steps of 10 ms."""
     with open(f"/proc/{pid}/stat", encoding="ascii") as f:
@@ -214,9 +226,12 @@ class Lab:
         return r
 
     @contextlib.contextmanager
-    def running(self, delivery, **config):
-        """A relay at rest on an empty outbox; yields (db, relay, topic)."""
+    def running(self, delivery, counted=False, **config):
+        """A relay at rest on an empty outbox; yields (db, relay, topic). counted: its statements
+        are counted by pg_stat_statements."""
         db = self.empty()
+        if counted:
+            self.count_statements(db)
         with self.topic() as (prefix, topic):
             relay = self.relay(db, delivery, prefix, **config).start()
             try:
@@ -225,6 +240,10 @@ class Lab:
             finally:
                 relay.stop()
         db.drop()
+
+    def count_statements(self, db):
+        self.pg.query("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        self.pg.query(f"ALTER DATABASE {db.name} SET pg_stat_statements.track = 'top'")
 
     def latency(self, db, topic, rate, seconds, wait=True, **more):
         argv = [program("latency"), "--conninfo", db.conninfo, "--brokers", self.kafka.bootstrap, "--topic", topic,

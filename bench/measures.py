@@ -264,6 +264,7 @@ def quiet_window(lab, db, seconds, relay=None):
     lab.pg.query("SELECT pg_stat_statements_reset()")
     wal = db.one("SELECT pg_current_wal_insert_lsn()")
     dead, cpu = db.one(DEAD), L.cpu_seconds(relay.pid) if relay else 0
+    threads = L.thread_cpu(relay.pid) if relay else {}
     backend = sum(L.cpu_seconds(p) for p in pids)
     t0 = time.monotonic()
     time.sleep(seconds)
@@ -271,11 +272,18 @@ def quiet_window(lab, db, seconds, relay=None):
     r = {"seconds": window, "relay_cpu": (L.cpu_seconds(relay.pid) - cpu) if relay else 0.0,
          "backend_cpu": sum(L.cpu_seconds(p) for p in pids) - backend,
          "wal_bytes": int(db.one("SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", (wal,)))}
+    r["thread_cpu"] = {k: v - threads.get(k, 0) for k, v in (L.thread_cpu(relay.pid) if relay else {}).items()}
     # Statistics are sent with a delay, at most once a second.
     time.sleep(1.5)
     r["dead"] = int(db.one(DEAD) - dead)
     r["turns"], r["exec_ms"], r["statements"] = lab.pg.query(TURNS, (db.name,))[0]
     return r
+
+
+def setting(lab, name, value):
+    lab.pg.query(f"ALTER SYSTEM SET {name} = {value}")
+    lab.pg.query("SELECT pg_reload_conf()")
+    wait_until(lambda: lab.pg.query(f"SHOW {name}")[0][0] == value, 10, f"{name} = {value}")
 
 
 def relay_backends(lab, db):
@@ -284,21 +292,20 @@ def relay_backends(lab, db):
 
 def idle(lab, opt):
     """An idle relay, polling every 10 ms at most: its share of a core, and what it does to Postgres."""
-    lab.pg.query("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
     for mode in MODES:
-        with lab.running(mode, limits={"poll_max": "10ms"}) as (db, relay, _):
-            lab.pg.query("ALTER SYSTEM SET pg_stat_statements.track = 'top'")
-            lab.pg.query("SELECT pg_reload_conf()")
-            try:
-                # The start's own writing, and the checkpointer's answer to it, are not idleness.
+        # Autovacuum looks after the catalogs of databases made a moment ago: not the relay's doing.
+        setting(lab, "autovacuum", "off")
+        try:
+            with lab.running(mode, counted=True, limits={"poll_max": "10ms"}) as (db, relay, _):
+                # The start's own writing, and Postgres' answer to it (a checkpoint, one list of running
+                # transactions within 15 s), are not idleness.
                 lab.pg.query("CHECKPOINT")
-                time.sleep(3)
+                time.sleep(16)
                 ours = quiet_window(lab, db, opt.idle, relay)
                 relay.stop()
                 base = quiet_window(lab, db, opt.idle)
-            finally:
-                lab.pg.query("ALTER SYSTEM RESET pg_stat_statements.track")
-                lab.pg.query("SELECT pg_reload_conf()")
+        finally:
+            setting(lab, "autovacuum", "on")
         detail = {"relay": ours, "no relay": base}
         if ours["turns"] < opt.idle * 20:
             raise Failed(f"only {ours['turns']} turns seen in {opt.idle} s")
