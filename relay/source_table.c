@@ -345,6 +345,8 @@ static int resume_turn(struct source *s, int64_t upper, struct pr_err *err)
 	s->turn->lsn = s->pos.lsn;
 	s->upper = upper;
 	enter_turn(s);
+	if (s->pos.seq >= s->turn->from.l)
+		s->arm = ARM_NEW; /* the late rows are out */
 	s->cursor = s->pos.seq;
 	s->barrier = 0; /* it was flushed before the first record of this turn left */
 	return 0;
