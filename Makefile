@@ -32,7 +32,8 @@ override CFLAGS += -std=gnu11 -D_GNU_SOURCE -I. -I$(GEN) $(WARN) $(HARDEN) $(SAN
             $(if $(SAN)$(DEVELOPER),,-D_FORTIFY_SOURCE=2) $(if $(filter plain,$(VARIANT)),,-DPR_TEST=1) \
             -DPR_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 override LDFLAGS += -pie -Wl,-z,relro,-z,now,-z,noexecstack -Wl,--as-needed $(SAN)
-LDLIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lpthread -lm
+# jemalloc: librdkafka frees on one thread what we allocate on another (docs/decisions/0008-jemalloc.md).
+LDLIBS   := $(if $(SAN),,-ljemalloc) $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lpthread -lm
 
 # A program is a file called *_main.c; it links its own folder, lib/ and producers/outbox.c.
 ROOMS    := producers relay cli consumers bench tests/support

@@ -9,6 +9,7 @@
 
 /* Postgres counts microseconds from 2000-01-01. */
 #define PG_EPOCH_US 946684800000000LL
+#define FAR_US      (INT64_MAX / 2) /* the year 148108 */
 
 struct turn *turn_new(void)
 {
@@ -164,11 +165,13 @@ static void decode(struct cursor *c, struct event *e)
 		e->payload = bytes;
 	foreign = take(c);
 	e->foreign = foreign.s && foreign.n == 1 && foreign.s[0] == 1;
-	/* "infinity" has no place on a Kafka header: far future stays far, but finite. */
-	if (e->created_us == INT64_MAX || e->created_us == INT64_MIN)
+	/* "infinity" has no place in a header and no age: what is far stays far, but finite. */
+	if (e->created_us == INT64_MAX)
+		e->created_us = FAR_US;
+	else if (e->created_us == INT64_MIN)
 		e->created_us = 0;
 	else if (__builtin_add_overflow(e->created_us, PG_EPOCH_US, &e->created_us))
-		e->created_us = INT64_MAX / 2;
+		e->created_us = FAR_US;
 }
 
 int batch_add_row(struct batch *b, char *row, size_t len, struct pr_err *err)

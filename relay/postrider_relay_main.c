@@ -1,5 +1,5 @@
-/* relay/postrider_relay_main.c -- postrider-relay: one outbox to Kafka, one process, in the foreground. Starts
- * the threads, turns signals into drain and reload, and ends within shutdown.drain. */
+/* relay/postrider_relay_main.c -- postrider-relay: one outbox to Kafka, one process, in the foreground.
+ * Starts the threads, turns signals into drain and reload, and ends within shutdown.drain. */
 #include "relay/relay.h"
 
 #include "lib/clock.h"
@@ -16,6 +16,11 @@
 #include <sys/signalfd.h>
 #include <time.h>
 #include <unistd.h>
+
+/* jemalloc reads this before main: few arenas, and memory given back within seconds, so that the peak of a
+ * large batch does not stay. */
+extern const char *malloc_conf;
+const char *malloc_conf = "narenas:2,dirty_decay_ms:2000,muzzy_decay_ms:0";
 
 static struct relay relay;
 static struct pr_relay_conf conf;

@@ -36,6 +36,7 @@ struct publisher {
 	struct batch *open, **open_tail; /* every event produced */
 	struct batch *current;           /* the first `offset` events produced */
 	size_t offset;
+	int mid_turn;         /* the last whole batch taken has a successor in its turn */
 	size_t events, bytes; /* exactly_once: of the open transaction; at_least_once: in flight */
 
 	size_t shipped; /* events in flight when the last shipment was made up */

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MORE_US      (20 * PR_MS)
 #define POSITION_TAG ((void *)1) /* opaque of position records */
 
 static void note(struct publisher *p, rd_kafka_resp_err_t code, int64_t seq, struct topic *topic)
@@ -163,6 +164,13 @@ int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
 	return send_event(p, topic, e, err);
 }
 
+/* How long to wait for one more batch: in the middle of a turn the next is on its way, and a transaction
+ * costs more than the wait. */
+static int64_t more_by(const struct publisher *p)
+{
+	return p->exactly_once && p->mid_turn ? pr_mono_us() + MORE_US : 0;
+}
+
 /* Next batch of the pipe into current; 0 when there is none. */
 static int take_batch(struct publisher *p, int64_t deadline_us)
 {
@@ -180,7 +188,7 @@ int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err)
 
 	/* Counted by what was taken: events held back cost a position all the same. */
 	while ((size_t)taken < p->limit && p->events < p->limit && p->bytes < most_bytes && !p->failure.set) {
-		if (!take_batch(p, taken ? 0 : deadline_us))
+		if (!take_batch(p, taken ? more_by(p) : deadline_us))
 			break;
 		if (p->current->n > 0) {
 			if (ship_event(p, &p->current->ev[p->offset], err) < 0)
@@ -189,6 +197,7 @@ int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err)
 			taken++;
 		}
 		if (p->offset == p->current->n) {
+			p->mid_turn = !p->current->ends_turn;
 			*p->open_tail = p->current;
 			p->open_tail = &p->current->next;
 			p->current = NULL;
