@@ -11,8 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SILENT_US (2 * PR_SEC) /* no word from Postgres for longer than this counts as lag */
-#define LAGGING_S 30.0         /* a relay that streams and is later than this says so */
+#define SILENT_US                                                                                            \
+	(2 * PR_SEC)   /* no word for so long: from Postgres it counts as lag, from Kafka as trouble */
+#define LAGGING_S 30.0 /* a relay that streams and is later than this says so */
 
 static const double batch_buckets[] = { 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000 };
 static const char *const states[] = { "starting", "standby", "ok", "warn", "paused", "error", "stopping",
@@ -170,6 +171,16 @@ static uint64_t pending(struct relay *r)
 	return held + (ahead > 0 ? (uint64_t)ahead : 0);
 }
 
+/* Since Kafka acknowledged anything while it was asked to; a call that waits for it has not failed yet. */
+static int64_t kafka_silent_us(struct relay *r)
+{
+	int64_t since = atomic_load(&r->in_flight_since_us), commit = atomic_load(&r->last_commit_us);
+
+	if (!streaming(r) || atomic_load(&r->in_flight) == 0)
+		return 0;
+	return pr_mono_us() - (commit > since ? commit : since);
+}
+
 /* ---------------------------------------------------------------- state */
 
 struct verdict {
@@ -252,6 +263,14 @@ static void judge(struct relay *r, struct verdict *v)
 	}
 	if (atomic_load(&r->paused)) {
 		(void)say(v, "paused", "an operator paused the relay", "postrider resume");
+		return;
+	}
+	if (kafka_silent_us(r) > SILENT_US) {
+		(void)snprintf(text, sizeof(text),
+			"Kafka has acknowledged nothing for %.0f s; %" PRIu64 " events wait for it",
+			(double)kafka_silent_us(r) / (double)PR_SEC, atomic_load(&r->in_flight));
+		(void)say(
+			v, "error", text, "are the brokers up? Nothing is lost: it goes on when they answer");
 		return;
 	}
 	if (trouble_verdict(r, v, TROUBLE_RANGES, "warn") || held_verdict(r, v) ||

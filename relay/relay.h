@@ -54,6 +54,8 @@ struct relay {
 	atomic_int paused; /* by the operator: nothing leaves */
 	_Atomic int64_t
 		in_flight_oldest_us; /* created_us of the oldest unacknowledged taken event; INT64_MAX */
+	_Atomic int64_t
+		in_flight_since_us; /* monotonic: something is in flight, and none of it was settled since */
 	_Atomic uint64_t in_flight, published_events;
 	_Atomic int64_t published_seq;  /* top of the committed position */
 	_Atomic int64_t held_oldest_us; /* of parked and waiting events; INT64_MAX none */

@@ -282,13 +282,16 @@ void ship_drop(struct publisher *p)
 void ship_oldest(struct publisher *p)
 {
 	int64_t oldest = p->current ? p->current->oldest_us : INT64_MAX;
-	uint64_t n = p->current ? p->current->n : 0;
+	uint64_t n = p->current ? p->current->n : 0, before;
 
 	for (const struct batch *b = p->open; b; b = b->next) {
 		if (b->oldest_us < oldest)
 			oldest = b->oldest_us;
 		n += b->n;
 	}
+	before = atomic_load(&p->r->in_flight);
+	if (before == 0 || n < before)
+		atomic_store(&p->r->in_flight_since_us, pr_mono_us());
 	atomic_store(&p->r->in_flight_oldest_us, oldest);
 	atomic_store(&p->r->in_flight, n);
 }
