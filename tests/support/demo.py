@@ -272,6 +272,7 @@ class Records(Watcher):
         self.brokers, self.shop = brokers, shop
         self.count = 0
         self.last = collections.deque(maxlen=60)
+        self.ready = threading.Event()
 
     def run(self):
         from confluent_kafka import Consumer, TopicPartition
@@ -280,10 +281,21 @@ class Records(Watcher):
                       "reconnect.backoff.max.ms": 200, "log_level": 0})
         c.assign([TopicPartition(t, p, 0) for t, n in TOPICS.items() for p in range(n)])
         while not self.stopping.is_set():
+            if not self.ready.is_set() and self._ends_known(c):
+                self.ready.set()
             for m in c.consume(1000, 0.05):
                 if m.error() is None:
                     self._take(m)
         c.close()
+
+    @staticmethod
+    def _ends_known(c):
+        """The consumer talks to the broker that leads the partitions: what comes now is not late for its sake."""
+        from confluent_kafka import KafkaException
+        try:
+            return all(c.get_watermark_offsets(tp, 1) for tp in c.assignment())
+        except KafkaException:
+            return False
 
     def _take(self, m):
         headers = {k: v.decode("utf-8", "replace") for k, v in m.headers() or ()}
@@ -471,13 +483,16 @@ class Screen:
         d = self.demo
         room = min(width - 26, 120)
         lines = []
+        # Both rates on one scale, with the usual rate in the middle; a burst fills its column.
+        rates = sorted(d.committed_rate) or [1]
+        usual = max(1, rates[len(rates) // 2])
         for name, series, unit in (("committed", d.committed_rate, "/s"), ("on topics", d.record_rate, "/s"),
                                    ("lag", d.lag_series, " s")):
             values = list(series)[-room:]
-            top = max(max(values, default=0), 1)
             # The lag's bars grow with its root: a second must be seen beside ten.
-            scale = (lambda v, top=top: (v / top) ** 0.5) if name == "lag" else (lambda v, top=top: v / top)
-            bar = "".join(BARS[min(len(BARS) - 1, int(scale(v) * (len(BARS) - 1) + 0.5))] for v in values)
+            top = max(values + [4]) if name == "lag" else 2 * usual
+            heights = ((v / top) ** (0.5 if name == "lag" else 1) for v in values)
+            bar = "".join(BARS[min(len(BARS) - 1, round(h * (len(BARS) - 1)))] for h in heights)
             now = (f"{values[-1]:,.0f}" if name != "lag" else f"{values[-1]:.1f}") if values else "0"
             color = "36" if name != "lag" else "33"
             lines.append([("2", f"  {name:<10} "), (color, f"{bar:>{room}}"), (None, f" {now}{unit}")])
@@ -515,7 +530,8 @@ class Screen:
 
     def _heading(self, width):
         topic, key, kind = self._columns(width)
-        return f"  {'Last events':<14}{'topic':<{topic}}{'key':<{key}} {'headers: type':<{kind}} id, outbox-seq, tenant"
+        names = "id, outbox-seq" + (", tenant" if width >= 96 else "")
+        return f"  {'Last events':<14}{'topic':<{topic}}{'key':<{key}} {'headers: type':<{kind}} {names}"
 
     def _events(self, width, room):
         topic, key, kind = self._columns(width)
@@ -525,7 +541,7 @@ class Screen:
             name = name if topic > 20 else name.replace("outbox.event.", "")
             event_id = headers.get("id", "?")
             rest = f" {event_id if width >= 120 else event_id[:8] + ELLIPSIS} {headers.get('outbox-seq', '?'):>6}"
-            rest += f" {headers.get('tenant', '')}"
+            rest += f" {headers.get('tenant', '')}" if width >= 96 else ""
             out.append([("2", f"  {stamp:<14}"), (None, f"{name:<{topic}}"), ("36", f"{k:<{key}}"),
                         (None, f" {headers.get('type', '?'):<{kind}}"), ("2", rest)])
         return out + [[]] * (room - len(out))
@@ -564,11 +580,12 @@ class Demo:
 
     def prepare(self):
         say = self.screen.say
-        say("Postrider: an outbox in Postgres, a relay, the topics in Kafka. Nothing is mocked.")
+        say("Postrider: rows of an outbox in Postgres, published to Kafka by a relay")
         if self._mock():
             self.delivery, self.broker_name = "at_least_once", "librdkafka's mock broker"
-            say("  Kafka's jars are not here (make setup fetches them): librdkafka's mock broker stands in for it. It\n"
-                "  has no transactions to fence with, so the relay runs at_least_once: a crash may repeat events.")
+            say("  Kafka's jars are not here (make setup fetches them), so librdkafka's mock\n"
+                "  broker stands in for it, and the relay runs at_least_once: a crash may\n"
+                "  repeat events.")
         say(f"  servers     data in {os.path.relpath(servers.test_dir(), servers.ROOT)}, gone at the end")
         self.pg = servers.Postgres(fresh=True, config={"unix_socket_directories": "", "shared_buffers": "64MB",
                                                        "max_wal_size": "1GB"}).start()
@@ -615,6 +632,8 @@ class Demo:
         self.health = Health(self.relay)
         for w in (self.records, self.rows, self.health):
             w.start()
+        if not self.records.ready.wait(60):
+            raise Failed("the consumer did not find its topics within 60 s")
         self.screen.say("ready")
         self.started = time.monotonic()
         self.screen.open()
