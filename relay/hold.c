@@ -226,12 +226,15 @@ static void put_element(struct pr_buf *b, const char *s)
 	pr_buf_puts(b, "\"");
 }
 
+static int load_parked(struct hold *h, struct pr_err *err);
+
 static int flush_parked(struct hold *h, struct pr_err *err)
 {
 	struct pr_buf a[6] = { 0 };
 	const char *params[6];
 	char number[24];
-	int rc;
+	PGresult *res;
+	size_t inserted;
 
 	if (h->pending_n == 0)
 		return 0;
@@ -252,12 +255,18 @@ static int flush_parked(struct hold *h, struct pr_err *err)
 		pr_buf_puts(&a[i], "}");
 		params[i] = a[i].s;
 	}
-	rc = pr_pg_run(h->pg, sql_hold_park, 6, params, err);
+	res = pr_pg_exec(h->pg, sql_hold_park, 6, params, err);
 	for (int i = 0; i < 6; i++)
 		pr_buf_free(&a[i]);
-	if (rc == 0)
-		h->pending_n = 0;
-	return rc;
+	if (!res)
+		return -1;
+	inserted = strtoull(PQcmdTuples(res), NULL, 10);
+	PQclear(res);
+	/* Some were parked before a crash, and were counted when they were loaded. */
+	if (inserted < h->pending_n && load_parked(h, err) < 0)
+		return -1;
+	h->pending_n = 0;
+	return 0;
 }
 
 /* ---------------------------------------------------------------- waiting topics */
@@ -404,16 +413,26 @@ static int anything_to_flush(const struct hold *h)
 	return 0;
 }
 
+/* A transaction broke, or its COMMIT is in doubt: nothing more on this session. What Postgres refuses here
+ * is no verdict on an event. */
+static int abandon(struct hold *h, struct pr_err *err)
+{
+	pr_pg_close(h->pg);
+	h->pg = NULL;
+	if (err->kind == PR_REJECT)
+		err->kind = PR_RETRY;
+	return -1;
+}
+
 int hold_flush(struct hold *h, struct pr_err *err)
 {
 	if (!anything_to_flush(h))
 		return 0;
-	if (connect_pg(h, err) < 0 || pr_pg_run(h->pg, "BEGIN", 0, NULL, err) < 0)
+	if (connect_pg(h, err) < 0)
 		return -1;
-	if (flush_parked(h, err) < 0 || flush_waiting(h, err) < 0)
-		return -1;
-	if (pr_pg_run(h->pg, "COMMIT", 0, NULL, err) < 0)
-		return -1;
+	if (pr_pg_run(h->pg, "BEGIN", 0, NULL, err) < 0 || flush_parked(h, err) < 0 ||
+		flush_waiting(h, err) < 0 || pr_pg_run(h->pg, "COMMIT", 0, NULL, err) < 0)
+		return abandon(h, err);
 	hold_report(h);
 	/* If we die here, rows are held back that the position has not stepped over: they are read again and
 	 * held back again, which changes nothing. */
@@ -432,6 +451,7 @@ static int load_parked(struct hold *h, struct pr_err *err)
 
 	if (!res)
 		return -1;
+	h->events = 0;
 	for (int i = 0; rc == 0 && i < PQntuples(res); i++) {
 		topic = topics_get(h->topics, PQgetvalue(res, i, 0), (size_t)PQgetlength(res, i, 0), err);
 		k = topic ? park_key(h, topic, PQgetvalue(res, i, 1), (size_t)PQgetlength(res, i, 1), err)
@@ -636,7 +656,8 @@ static int parked_slice(
 	int n;
 
 	(void)snprintf(limit, sizeof(limit), "%zu", most);
-	if (connect_pg(h, err) < 0)
+	/* What is noted and not yet in the table is held back too: a key is not free before it is out. */
+	if (hold_flush(h, err) < 0 || connect_pg(h, err) < 0)
 		return -1;
 	res = pr_pg_exec(h->pg, sql_hold_key_head, 3, params, err);
 	if (!res)
@@ -781,7 +802,9 @@ static int parked_are_out(struct hold *h, const struct release *rel, struct pr_e
 	if (rc == 0)
 		rc = pr_pg_run(h->pg, "COMMIT", 0, NULL, err);
 	free(seqs);
-	if (rc == 0 && k) {
+	if (rc < 0)
+		return abandon(h, err);
+	if (k) {
 		k->events -= n < k->events ? n : k->events;
 		h->events -= n < h->events ? n : h->events;
 	}

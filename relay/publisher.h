@@ -39,7 +39,8 @@ struct publisher {
 	int mid_turn;         /* the last whole batch taken has a successor in its turn */
 	size_t events, bytes; /* exactly_once: of the open transaction; at_least_once: in flight */
 
-	size_t shipped; /* events in flight when the last shipment was made up */
+	int64_t committed_us; /* exactly_once: when the last transaction was */
+	size_t shipped;       /* events in flight when the last shipment was made up */
 
 	/* at_least_once */
 	struct pr_position settled; /* everything up to here is acknowledged */

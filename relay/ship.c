@@ -125,6 +125,11 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 /* An event that others of its key or topic wait for. */
 static int ship_released(struct publisher *p, struct topic *topic, struct event *e, struct pr_err *err)
 {
+	rd_kafka_resp_err_t code;
+
+	/* The operator may have made room for it since we last asked. */
+	if (topic->rkt && misfit(topic, e, &code))
+		topics_forget(topic);
 	if (!topic->rkt && topics_look(p->topics, topic, p->rk, err) < 0)
 		return -1;
 	if (topic->missing)

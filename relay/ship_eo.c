@@ -5,8 +5,11 @@
 #include "lib/clock.h"
 #include "lib/fault.h"
 
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define MARKERS_US (4 * PR_MS)
 
 static int begin(struct publisher *p, struct pr_err *err)
 {
@@ -56,6 +59,23 @@ static void account(struct publisher *p)
 	ship_oldest(p);
 }
 
+/* The broker writes a transaction's markers after it has answered the commit. A transaction begun before that
+ * is told CONCURRENT_TRANSACTIONS, and librdkafka 2.0 then waits 20 ms: a short pause is the quicker way,
+ * unless a full shipment is ready and the wait is nothing to it. Meanwhile events gather. */
+static void let_markers_settle(const struct publisher *p)
+{
+	struct pollfd wake = { .fd = p->r->wake_fd, .events = POLLIN };
+	int64_t left = p->committed_us + MARKERS_US - pr_mono_us();
+	struct timespec ts = { .tv_nsec = left > 0 ? left * 1000 : 0 };
+	size_t queued;
+
+	if (left <= 0)
+		return;
+	(void)pipe_oldest_us(&p->r->pipe, &queued);
+	if (queued < p->limit / 2)
+		(void)ppoll(&wake, 1, &ts, NULL);
+}
+
 /* Counting is cheap and exact enough: a batch cut by isolation counts once, when it is whole. */
 int ship_transaction(struct publisher *p, struct pr_err *err)
 {
@@ -69,6 +89,7 @@ int ship_transaction(struct publisher *p, struct pr_err *err)
 			return 0;
 	}
 	ship_oldest(p);
+	let_markers_settle(p);
 	if (begin(p, err) < 0)
 		return -1;
 	taken = ship_fill(p, 0, err);
@@ -83,6 +104,7 @@ int ship_transaction(struct publisher *p, struct pr_err *err)
 	next.released_topic = NULL;
 	ship_taken(p, &next);
 	if (commit_with(p, &next, err) == 0) {
+		p->committed_us = pr_mono_us();
 		account(p);
 		pr_position_copy(&p->committed, &next);
 		health_committed(p->r, &p->committed);

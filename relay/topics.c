@@ -152,6 +152,13 @@ struct topic *topics_all(struct topics *t)
 	return t->all;
 }
 
+void topics_forget(struct topic *topic)
+{
+	if (topic->rkt)
+		rd_kafka_topic_destroy(topic->rkt);
+	topic->rkt = NULL;
+}
+
 void topics_miss(struct topic *topic, const char *reason, const char *code)
 {
 	if (!topic->missing)
@@ -161,9 +168,7 @@ void topics_miss(struct topic *topic, const char *reason, const char *code)
 	(void)snprintf(topic->reason, sizeof(topic->reason), "%s", reason);
 	(void)snprintf(topic->code, sizeof(topic->code), "%s", code);
 	topic->look_at_us = pr_mono_us() + pr_backoff_us(topic->looks++, PR_SEC / 4, 5 * PR_SEC);
-	if (topic->rkt)
-		rd_kafka_topic_destroy(topic->rkt);
-	topic->rkt = NULL;
+	topics_forget(topic);
 }
 
 int topics_look(struct topics *t, struct topic *topic, rd_kafka_t *rk, struct pr_err *err)

@@ -37,6 +37,9 @@ int topics_look(struct topics *t, struct topic *topic, rd_kafka_t *rk, struct pr
 void topics_miss(
 	struct topic *topic, const char *reason, const char *code); /* refused: wait, ask again later */
 
+/* What is known of the topic may be old: the next look asks again. */
+void topics_forget(struct topic *topic);
+
 /* The producer is about to be destroyed: drops the handles. */
 void topics_drop_handles(struct topics *t);
 
