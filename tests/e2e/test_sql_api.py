@@ -213,8 +213,9 @@ def test_the_unusual_but_sound_is_taken(db):
 
 def test_missing_columns(db):
     for column in ("aggregatetype", "aggregateid", "type"):
-        code, message, _ = refused(insert, db, **{column: None})
-        assert code == "23502" and f'"{column}"' in message
+        code, message, hint = refused(insert, db, **{column: None})
+        assert code == "23514" and message == f"outbox: {column} is missing" and hint
+    assert refused(insert, db, id=None)[0] == "23502"
     code, _, hint = refused(db.query, "SELECT outbox.publish_at(NULL, 'order', '1', 'T', '{}')")
     assert code == "22004" and "infinity" in hint
 
@@ -332,7 +333,7 @@ def test_malformed_traceparent(db):
 
 def test_search_path_of_the_caller_does_not_matter(db):
     """A caller who puts own operators and functions before pg_catalog's deceives nobody: publish has a
-    fixed search_path, and inside it the CHECK has too."""
+    fixed search_path, and the trigger inside it has too."""
     db.psql("CREATE SCHEMA evil; CREATE FUNCTION evil.octet_length(text) RETURNS int LANGUAGE sql AS 'SELECT 1'; "
             "CREATE FUNCTION evil.coalesce_(text) RETURNS text LANGUAGE sql AS 'SELECT 1'; "
             "CREATE FUNCTION evil.re(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT true'; "
@@ -731,7 +732,7 @@ def test_an_owner_that_is_not_a_superuser_installs_it(empty_db, cli):
 
 
 def test_dump_and_restore(db, own_pg, pg_server, tmp_path):
-    """What pg_dump writes is loadable as it is: functions before the CHECKs that call them."""
+    """What pg_dump writes is loadable as it is: functions before what calls them."""
     import os
     import subprocess
     insert(db), at(db, "infinity")
