@@ -252,8 +252,7 @@ static void judge(struct relay *r, struct verdict *v)
 		trouble_verdict(r, v, TROUBLE_POSTGRES, "error") ||
 		trouble_verdict(r, v, TROUBLE_KAFKA, "error"))
 		return;
-	if (pipe_state(&r->pipe) == PIPE_STANDBY && atomic_load(&source_contact_us) != 0 &&
-		!atomic_load(&r->kafka_up)) {
+	if (atomic_load(&r->standby)) {
 		(void)say(v, "standby", "another relay holds the lock; this one is ready to take over", "");
 		return;
 	}

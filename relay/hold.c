@@ -146,7 +146,7 @@ static struct parked_key *park_key(
 
 	if (k)
 		return k;
-	if ((int64_t)h->keys >= h->r->conf->limits.parked_keys) {
+	if ((int64_t)h->keys >= setting(&h->r->conf->limits.parked_keys)) {
 		(void)pr_fail(err, PR_STOP, "%" PRIu64 " keys are parked, no more are allowed", h->keys);
 		(void)pr_hint(
 			err, "see `postrider parked list`: retry or skip them, or raise limits.parked_keys");
@@ -325,7 +325,7 @@ static struct entry *entry_for(struct hold *h, struct topic *topic, const struct
 			newest = w;
 	if (newest && !newest->frozen && (topic->waiting == 1 || e->seq >= newest->from_seq))
 		return newest;
-	if (!newest && waiting_topics(h) >= h->r->conf->limits.waiting_topics) {
+	if (!newest && waiting_topics(h) >= setting(&h->r->conf->limits.waiting_topics)) {
 		(void)pr_fail(err, PR_STOP, "%" PRId64 " topics are waited for, no more are allowed",
 			waiting_topics(h));
 		(void)pr_hint(err, "create the topics, or raise limits.waiting_topics");
@@ -680,27 +680,31 @@ static int parked_slice(
 	return n == 0 || ret->batch ? 0 : -1;
 }
 
-/* The oldest entry of a topic that is there again, and that the position covers. */
-static struct entry *free_entry_of(struct hold *h, const struct pr_mark *covered, struct pr_err *err)
+/* The oldest entry of a topic that is there again, and that the position covers; NULL: none. */
+static int free_entry_of(
+	struct hold *h, const struct pr_mark *covered, struct entry **ret, struct pr_err *err)
 {
 	struct snapshot now = { 0 };
 	struct entry *w;
+	int rc = 0;
 
+	*ret = NULL;
 	if (!h->entries || !covered->snapshot || snapshot_parse(covered->snapshot, &now) < 0)
-		return NULL;
-	for (w = h->entries; w; w = w->next) {
+		return 0;
+	for (w = h->entries; w && !*ret; w = w->next) {
 		if (w->topic->missing || !w->topic->rkt)
 			continue;
 		if (!w->frozen) {
 			w->frozen = w->dirty = 1;
-			if (hold_flush(h, err) < 0)
+			rc = hold_flush(h, err);
+			if (rc < 0)
 				break;
 		}
 		if (snapshot_covers(&now, &w->seen_to))
-			break;
+			*ret = w;
 	}
 	snapshot_release(&now);
-	return w;
+	return rc;
 }
 
 static void put_literal(struct hold *h, struct pr_buf *b, const char *s)
@@ -759,7 +763,8 @@ int hold_next_release(struct hold *h, int requested, const struct pr_mark *cover
 	k = h->keys > 0 ? going_key(h) : NULL;
 	if (k)
 		return parked_slice(h, k, most, ret, err);
-	w = free_entry_of(h, covered, err);
+	if (free_entry_of(h, covered, &w, err) < 0)
+		return -1;
 	return w ? waiting_slice(h, w, most, ret, err) : 0;
 }
 

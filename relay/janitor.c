@@ -121,7 +121,7 @@ static int drop_one(
 	PGresult *res;
 	int dropped;
 
-	(void)snprintf(keep, sizeof(keep), "%" PRId64, j->r->conf->retention.keep_us);
+	(void)snprintf(keep, sizeof(keep), "%" PRId64, setting(&j->r->conf->retention.keep_us));
 	res = pr_pg_exec(j->pg, sql_janitor_drop, 4, params, err);
 	if (!res)
 		return strcmp(err->code, "55P03") == 0 ? 0 : -1; /* in use: next time */
@@ -171,7 +171,7 @@ static void watch_ranges(struct janitor *j, int64_t ahead)
 		"only %" PRId64 " empty ranges of outbox.event are left ahead of the writers", ahead);
 	(void)pr_hint(&err,
 		"SELECT outbox.make_partitions(%" PRId64 ", %" PRId64 ") as the owner of the schema",
-		j->r->conf->retention.partition_events, j->r->conf->retention.ahead);
+		setting(&j->r->conf->retention.partition_events), setting(&j->r->conf->retention.ahead));
 	health_trouble(j->r, TROUBLE_RANGES, &err);
 }
 
@@ -183,9 +183,9 @@ static int ranges(struct janitor *j, struct pr_err *err)
 
 	if (pr_mono_us() < j->next_ranges_us)
 		return 0;
-	j->next_ranges_us = pr_mono_us() + j->r->conf->retention.every_us;
-	(void)snprintf(events, sizeof(events), "%" PRId64, j->r->conf->retention.partition_events);
-	(void)snprintf(count, sizeof(count), "%" PRId64, j->r->conf->retention.ahead);
+	j->next_ranges_us = pr_mono_us() + setting(&j->r->conf->retention.every_us);
+	(void)snprintf(events, sizeof(events), "%" PRId64, setting(&j->r->conf->retention.partition_events));
+	(void)snprintf(count, sizeof(count), "%" PRId64, setting(&j->r->conf->retention.ahead));
 	if (ask(j, sql_janitor_make, 2, params, 0, &made, err) < 0 && strcmp(err->code, "55P03") != 0)
 		return -1;
 	if (ask(j, sql_janitor_ahead, 0, NULL, 0, &ahead, err) < 0)

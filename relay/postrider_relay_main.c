@@ -71,6 +71,15 @@ static void relay_release(struct relay *r)
 }
 
 /* The values that may change while we run are single numbers, each read on its own; the rest is frozen. */
+static void adopt_numbers(void *to, const void *from, size_t size)
+{
+	int64_t *t = to;
+	const int64_t *f = from;
+
+	for (size_t i = 0; i < size / sizeof(*t); i++)
+		__atomic_store_n(&t[i], f[i], __ATOMIC_RELAXED);
+}
+
 static void reload(struct relay *r)
 {
 	struct pr_relay_conf fresh;
@@ -82,9 +91,9 @@ static void reload(struct relay *r)
 		health_trouble(r, TROUBLE_RELOAD, &err);
 		return;
 	}
-	conf.limits = fresh.limits;
-	conf.retention = fresh.retention;
-	conf.drain_us = fresh.drain_us;
+	adopt_numbers(&conf.limits, &fresh.limits, sizeof(conf.limits));
+	adopt_numbers(&conf.retention, &fresh.retention, sizeof(conf.retention));
+	adopt_numbers(&conf.drain_us, &fresh.drain_us, sizeof(conf.drain_us));
 	if (pr_level_parse(fresh.log_level, &level) == 0)
 		pr_log_level(level);
 	pr_conf_free(loaded);
@@ -153,7 +162,7 @@ static int run(struct relay *r, int signal_fd)
 	(void)sigfillset(&all);
 	(void)pthread_sigmask(SIG_UNBLOCK, &all, NULL);
 	(void)clock_gettime(CLOCK_REALTIME, &deadline);
-	deadline.tv_sec += conf.drain_us / PR_SEC + 1;
+	deadline.tv_sec += setting(&conf.drain_us) / PR_SEC + 1;
 	join_by(publisher, &deadline, "publisher", &late);
 	join_by(reader, &deadline, "reader", &late);
 	if (janitor_runs)

@@ -87,7 +87,7 @@ static int open_producer(struct publisher *p, struct pr_err *err)
 	prop(&ps, "partitioner", "murmur2_random");
 	prop(&ps, "enable.idempotence", "true");
 	/* Bounded by events and bytes before they get here; this is the last fence. */
-	prop_number(&ps, "queue.buffering.max.messages", conf->limits.batch_events + 1000);
+	prop_number(&ps, "queue.buffering.max.messages", setting(&conf->limits.batch_events) + 1000);
 	prop_number(&ps, "queue.buffering.max.kbytes", 2 * 1024 * 1024);
 	if (!user_has(&conf->kafka.properties, "batch.size"))
 		prop_number(&ps, "batch.size", p->batch_size);
@@ -345,12 +345,11 @@ static void session_failed(struct publisher *p, const struct pr_err *err)
 /* After a shipment went well, back to full size by doubling. */
 static void went_well(struct publisher *p)
 {
-	size_t most = (size_t)p->r->conf->limits.batch_events;
+	size_t most = (size_t)setting(&p->r->conf->limits.batch_events);
 
 	p->failures = 0;
 	p->strikes = 0;
-	if (p->limit < most)
-		p->limit = p->limit * 2 < most ? p->limit * 2 : most;
+	p->limit = p->limit * 2 < most ? p->limit * 2 : most;
 }
 
 /* One slice of what was held back, if any may go. 1: one went. */
@@ -409,7 +408,7 @@ static void stream(struct publisher *p)
 	}
 	/* A stop or a reader that began anew. What is in flight is settled if it can be. */
 	if (!p->exactly_once && atomic_load(&p->r->stopping))
-		if (ship_settle(p, pr_mono_us() + p->r->conf->drain_us / 2, &err) < 0)
+		if (ship_settle(p, pr_mono_us() + setting(&p->r->conf->drain_us) / 2, &err) < 0)
 			pr_log_err(PR_WARN,
 				"not all that was in flight is settled: it will be published again", &err);
 	close_producer(p);
@@ -424,7 +423,7 @@ static void publisher_init(struct publisher *p, struct relay *r)
 	p->hold = hold_new(r, p->topics);
 	p->position_topic = pr_position_topic(r->conf->name);
 	p->transactional_id = pr_asprintf("postrider.%s", r->conf->name);
-	p->limit = (size_t)r->conf->limits.batch_events;
+	p->limit = (size_t)setting(&r->conf->limits.batch_events);
 	p->release_limit = 1;
 	p->batch_size = BATCH_SIZE;
 	p->open_tail = &p->open;

@@ -49,6 +49,9 @@ struct relay {
 	struct relay_metrics m;
 	int64_t started_us; /* monotonic */
 
+	/* reader -> everybody */
+	atomic_int standby; /* another relay holds the lock */
+
 	/* publisher -> everybody */
 	atomic_int kafka_up;
 	atomic_int paused; /* by the operator: nothing leaves */

@@ -188,7 +188,7 @@ static int take_batch(struct publisher *p, int64_t deadline_us)
 
 int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err)
 {
-	size_t most_bytes = (size_t)p->r->conf->limits.batch_bytes;
+	size_t most_bytes = (size_t)setting(&p->r->conf->limits.batch_bytes);
 	int taken = 0;
 
 	/* Counted by what was taken: events held back cost a position all the same. */

@@ -112,7 +112,7 @@ int ship_window(struct publisher *p, struct pr_err *err)
 		FAULT(produced_before_acknowledged);
 	}
 	/* While an event that was refused is looked for, one step at a time: what is known stays known. */
-	if ((int64_t)p->limit < p->r->conf->limits.batch_events)
+	if ((int64_t)p->limit < setting(&p->r->conf->limits.batch_events))
 		if (ship_settle(p, pr_mono_us() + p->r->conf->kafka.timeout_us, err) < 0)
 			return -1;
 	/* Nothing new to produce: the reports are what there is to wait for. */

@@ -10,6 +10,12 @@
 
 struct source; /* an engine's own state */
 
+/* A number of the config that a reload may change while other threads read it. */
+static inline int64_t setting(const int64_t *field)
+{
+	return __atomic_load_n(field, __ATOMIC_RELAXED);
+}
+
 struct source_ops {
 	const char *name;
 	/* Borrows conf for its whole life. wake_fd readable: every call gives up. */

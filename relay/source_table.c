@@ -374,7 +374,9 @@ static int table_start(struct source *s, const struct pr_position *position, str
 	if (record_start(s, err) < 0)
 		goto out;
 	pr_position_copy(&s->pos, position);
-	s->piece = s->conf->limits.batch_events < 1000 ? (size_t)(s->conf->limits.batch_events + 1) / 2 : 500;
+	s->piece = setting(&s->conf->limits.batch_events) < 1000
+			   ? (size_t)(setting(&s->conf->limits.batch_events) + 1) / 2
+			   : 500;
 	if (set_last(s, err) < 0)
 		goto out;
 	rc = position->to.snapshot ? resume_turn(s, b.upper, err) : 0;
@@ -629,7 +631,7 @@ static void note_foreign(const struct event *e)
 static int take_row(
 	struct source *s, char *row, size_t len, struct reading *r, put_fn put, void *ctx, struct pr_err *err)
 {
-	size_t slice_bytes = (size_t)s->conf->limits.batch_bytes / 8 + 1;
+	size_t slice_bytes = (size_t)setting(&s->conf->limits.batch_bytes) / 8 + 1;
 
 	if (s->held && (s->held->n == s->held->cap || s->held->bytes >= slice_bytes))
 		if (put_held(s, put, ctx, err) < 0)
@@ -669,7 +671,7 @@ static int read_rows(struct source *s, struct reading *r, put_fn put, void *ctx,
 	pr_buf_free(&q);
 	while (rc == 0 && (rc = pr_pg_copy_row(s->data, &row, &len, err)) == 1) {
 		rc = take_row(s, row, (size_t)len, r, put, ctx, err);
-		if (rc == 0 && r->bytes > (size_t)s->conf->limits.batch_bytes) {
+		if (rc == 0 && r->bytes > (size_t)setting(&s->conf->limits.batch_bytes)) {
 			r->cut = 1;
 			break;
 		}
@@ -684,10 +686,10 @@ static int read_rows(struct source *s, struct reading *r, put_fn put, void *ctx,
 /* The next statement's LIMIT: half a batch of rows or bytes, growing with care. */
 static void size_piece(struct source *s, const struct reading *r)
 {
-	size_t most = (size_t)(s->conf->limits.batch_events + 1) / 2, want = most;
+	size_t most = (size_t)(setting(&s->conf->limits.batch_events) + 1) / 2, want = most;
 
 	if (r->rows > 0)
-		want = (size_t)s->conf->limits.batch_bytes / 2 / (r->bytes / r->rows + 1);
+		want = (size_t)setting(&s->conf->limits.batch_bytes) / 2 / (r->bytes / r->rows + 1);
 	if (want > s->piece * 4)
 		want = s->piece * 4;
 	s->piece = want < 1 ? 1 : want > most ? most : want;
@@ -713,7 +715,7 @@ static int advance(struct source *s, const struct reading *r, size_t limit, int6
 
 static int wait_a_moment(struct source *s, struct pr_err *err)
 {
-	int64_t least = s->conf->limits.poll_min_us, most = s->conf->limits.poll_max_us;
+	int64_t least = setting(&s->conf->limits.poll_min_us), most = setting(&s->conf->limits.poll_max_us);
 
 	s->idle_us = s->idle_us < least ? least : s->idle_us * 2 > most ? most : s->idle_us * 2;
 	return pr_pg_idle(s->control, s->idle_us, err) < 0 ? -1 : 0;

@@ -80,7 +80,7 @@ static struct topic *make_topic(struct topics *t, const char *name, struct pr_er
 	for (topic = t->all; topic; topic = topic->next)
 		if (strcmp(topic->name, name) == 0)
 			return topic;
-	if (t->n >= t->r->conf->limits.topics) {
+	if (t->n >= setting(&t->r->conf->limits.topics)) {
 		(void)pr_fail(err, PR_STOP, "events for more than %lld topics", (long long)t->n);
 		(void)pr_hint(err, "raise limits.topics, or look at what writes \"%s\"", name);
 		return NULL;

@@ -80,6 +80,7 @@ static void stand_by(struct reader *rd)
 	if (!rd->standby)
 		pr_log(PR_INFO, "standby: another relay holds the lock", KS("outbox", rd->r->conf->name));
 	rd->standby = 1;
+	atomic_store(&rd->r->standby, 1);
 	health_trouble(rd->r, TROUBLE_POSTGRES, NULL);
 	pause_us(rd, 200 * PR_MS);
 }
@@ -99,6 +100,7 @@ void *turn_thread(void *ctx)
 			stand_by(&rd);
 			continue;
 		}
+		atomic_store(&r->standby, 0);
 		if (leads == 1) {
 			health_trouble(r, TROUBLE_POSTGRES, NULL);
 			(void)stream(&rd, &who, &err);
