@@ -249,13 +249,15 @@ static void judge(struct relay *r, struct verdict *v)
 		return;
 	}
 	if (trouble_verdict(r, v, TROUBLE_REFUSED, "error") ||
-		trouble_verdict(r, v, TROUBLE_POSTGRES, "error") ||
-		trouble_verdict(r, v, TROUBLE_KAFKA, "error"))
+		trouble_verdict(r, v, TROUBLE_POSTGRES, "error"))
 		return;
+	/* Before what Kafka said last: that may be how it was fenced. */
 	if (atomic_load(&r->standby)) {
 		(void)say(v, "standby", "another relay holds the lock; this one is ready to take over", "");
 		return;
 	}
+	if (trouble_verdict(r, v, TROUBLE_KAFKA, "error"))
+		return;
 	if (!streaming(r)) {
 		(void)say(v, "starting", "the relay is starting: reading its position", "");
 		return;
