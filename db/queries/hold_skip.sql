@@ -1,6 +1,6 @@
 -- Gives up the events of a key that an operator asked to skip; the audit stays.
 WITH gone AS (
-	DELETE FROM outbox.parked WHERE topic = $1 AND key = $2 AND request = 'skip'
+	DELETE FROM outbox.parked WHERE topic = $1 AND left(key, 100) = left($2, 100) AND key = $2 AND request = 'skip'
 	RETURNING seq, id, topic, key, type, reason, code, requested_by, head
 ), audit AS (
 	INSERT INTO outbox.skipped (seq, id, topic, key, type, reason, code, skipped_by)
