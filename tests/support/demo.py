@@ -7,9 +7,10 @@ stands on the topics, read by a consumer of its own. Then the relay is killed an
 stopped while you look, and at the end everything is counted by the independent checker.
 
 ONCE=1 ends by itself: exit status 0 when the count is perfect, 1 when it is not, 69 when a
-server did not start. Otherwise it stays up for playing until Ctrl-C. DEMO_BROKER=mock takes
-librdkafka's mock broker although the jars are there.
-Refuses to touch anything but build/demo, and to run twice in one checkout.
+server did not start. Otherwise it stays up for playing until Ctrl-C, which counts once more.
+DEMO_BROKER=mock takes librdkafka's mock broker although the jars are there; DEMO_PACE=0.3
+makes the scenes shorter and DEMO_DIR puts the data elsewhere, both for tests.
+Refuses to touch anything but its directory, and to run twice in one.
 """
 import collections
 import contextlib
@@ -31,7 +32,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import servers  # noqa: E402
 
-HERE = os.path.join(servers.ROOT, "build", "demo")
+HERE = os.path.abspath(os.environ.get("DEMO_DIR") or os.path.join(servers.ROOT, "build", "demo"))
+PACE = float(os.environ.get("DEMO_PACE") or 1)
 ENV_FILE = os.path.join(HERE, "env")
 VARIANT = os.environ.get("POSTRIDER_VARIANT", "plain")
 TOPICS = {"outbox.event.reservation": 6, "outbox.event.payment": 6}
@@ -647,7 +649,7 @@ class Demo:
 
     @staticmethod
     def seconds(n):
-        end = time.monotonic() + n
+        end = time.monotonic() + n * PACE
         while time.monotonic() < end:
             yield
 
@@ -842,7 +844,7 @@ def take_directory():
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        sys.exit("demo: another one runs in this checkout; end it first")
+        sys.exit(f"demo: another one runs in {os.path.relpath(HERE)}; end it first")
     for left in glob.glob(os.path.join(HERE, "run-*")) + [os.path.realpath(os.path.join(HERE, "elsewhere"))]:
         shutil.rmtree(left, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
