@@ -204,21 +204,26 @@ def svg(title, x_name, points):
     return "\n".join(out) + "\n"
 
 
-def curves(lab, opt):
-    """Cost as the work grows: one SVG per quantity in bench/results."""
-    chosen = [s for s in os.environ.get("SWEEPS", "").split(",") if s] or SWEEPS
-    folder = os.path.join(HERE, "results")
-    os.makedirs(folder, exist_ok=True)
-    for name in chosen:
-        sweep, x_name = SWEEPS[name]
+def curve(name):
+    """One sweep as a measure of its own: run, drawn, and its worst point compared."""
+    sweep, x_name = SWEEPS[name]
+
+    def take(lab, opt):
         points = []
         for x, y in sweep(lab, opt):
             points.append((x, y))
-            lab.say(f"  {name} {x:,}: " + ", ".join(f"{v:,.1f} {k}" for k, v in y.items()))
+            lab.say(f"  {x:,} {x_name}: " + ", ".join(f"{v:,.1f} {k}" for k, v in y.items()))
+        folder = os.path.join(HERE, "results")
+        os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, f"{opt.name}-{name}.svg"), "w", encoding="utf-8") as f:
             f.write(svg((sweep.__doc__ or name).strip().rstrip("."), x_name, points))
         yield from ends(name, points)
 
+    take.__doc__ = sweep.__doc__
+    return take
+
+
+CURVES = {f"curve_{name}": curve(name) for name in SWEEPS}
 
 FLAT = {"ev/s": ("ratio", ">=", 0.9), "MB RSS": ("value", "<=", 64.0), "ms of Postgres a turn": ("value", "<=", 0.5)}
 

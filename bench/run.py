@@ -4,7 +4,7 @@ prints a table of ratios and writes bench/results/<name>-<time>.json. Refuses to
 server it did not start. Exit status 1 when a measure could not be taken, or, with
 STRICT=1, when a target is missed.
 
-Environment: MEASURES=drain,idle (default: all)  ROWS=1000000  ROUNDS=3  DURATION=15
+Environment: MEASURES=drain,idle,curve_payload (default: all)  ROWS=1000000  ROUNDS=3  DURATION=15
 RIVALS=1 (Debezium beside us)  FULL=1 (10 M rows, curves)  STRICT=1  NAME=bench"""
 import datetime
 import json
@@ -19,6 +19,9 @@ import lab as L  # noqa: E402
 import measures as M  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+QUIET = 0.05  # above this share of the CPU used by strangers, numbers are not worth keeping
 
 
 class Options:
@@ -59,9 +62,9 @@ def chosen(opt):
     if opt.rivals or "rivals" in opt.only:
         import rivals
         known["rivals"] = rivals.rivals
-    if opt.full or "curves" in opt.only:
+    if opt.full or any(m.startswith("curve_") for m in opt.only):
         import curves
-        known["curves"] = curves.curves
+        known.update(curves.CURVES)
     for m in opt.only:
         if m not in known:
             sys.exit(f"bench: no measure {m}; there are: {', '.join(known)}")
@@ -107,6 +110,7 @@ def main():
     print(f"value, ratio to the baseline of the same run, baseline; medians of {opt.rounds} rounds in turns\n")
     for name, take in todo.items():
         print(f"{name}: {(take.__doc__ or '').strip().splitlines()[0]}", flush=True)
+        others = L.Others()
         try:
             for r in take(lab, opt):
                 results.append(r)
@@ -116,6 +120,9 @@ def main():
             print(f"  FAILED: {e}", flush=True)
             if os.environ.get("TRACE"):
                 traceback.print_exc()
+        about.setdefault("cpu_share_of_others", {})[name] = share = round(others.share(), 3)
+        if share > QUIET:
+            print(f"  NOT QUIET: programs that are not ours used {share:.0%} of the CPU meanwhile", flush=True)
     lab.close()
     print(f"\nwrote {os.path.relpath(write(opt, results, failures, about))}")
     missed = [r.what for r in results if r.reached is False]
