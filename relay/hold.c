@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define KEYS_SIZE 4096      /* hash buckets */
+#define LOOK      1000      /* keys with a request that hold_requested.sql shows at a time */
 #define WINDOW    1000000LL /* seqs one statement scans for a topic's rows */
 
 struct parked_key {
@@ -53,7 +54,8 @@ struct hold {
 	struct pending *pending;
 	size_t pending_n, pending_cap;
 	struct entry *entries; /* by id, new ones last */
-	int requested;
+	int requested;         /* look at the requests without being asked */
+	int more;              /* there were more requests than one look shows */
 };
 
 struct hold *hold_new(struct relay *r, struct topics *topics)
@@ -170,6 +172,7 @@ static void unpark_key(struct hold *h, const struct topic *topic, const char *ke
 		return;
 	*slot = k->next;
 	h->keys--;
+	h->events -= k->events < h->events ? k->events : h->events;
 	pr_log(PR_INFO, "key is released", KS("topic", topic->name), KS("key", key));
 	free(k->key);
 	free(k);
@@ -459,6 +462,8 @@ static int load_parked(struct hold *h, struct pr_err *err)
 		if (k) {
 			k->events = strtoull(PQgetvalue(res, i, 2), NULL, 10);
 			k->oldest_us = strtoll(PQgetvalue(res, i, 3), NULL, 10);
+			/* Its head has left, or was skipped, and we died before we let the others follow. */
+			k->going |= PQgetvalue(res, i, 4)[0] != 't';
 			h->events += k->events;
 		}
 		rc = k ? 0 : -1;
@@ -558,8 +563,9 @@ void release_free(struct release *rel)
 	memset(rel, 0, sizeof(*rel));
 }
 
-/* COPY of a query over ROW_COLUMNS into a new batch. */
-static struct batch *read_batch(struct hold *h, const char *where, size_t most, struct pr_err *err)
+/* COPY of a query over ROW_COLUMNS into a new batch, cut when it has enough bytes. */
+static struct batch *read_batch(
+	struct hold *h, const char *where, size_t most, int *ret_cut, struct pr_err *err)
 {
 	char *query =
 		pr_asprintf("SELECT " ROW_COLUMNS ", false FROM outbox.event WHERE %s ORDER BY seq LIMIT %zu",
@@ -569,17 +575,21 @@ static struct batch *read_batch(struct hold *h, const char *where, size_t most, 
 	char *row;
 	int len, rc = pr_pg_copy_begin(h->pg, query, err);
 
+	*ret_cut = 0;
 	turn_drop(turn);
 	free(query);
-	while (rc == 0 && (rc = pr_pg_copy_row(h->pg, &row, &len, err)) == 1) {
+	while (rc == 0 && !*ret_cut && (rc = pr_pg_copy_row(h->pg, &row, &len, err)) == 1) {
 		rc = batch_add_row(b, row, (size_t)len, err);
 		if (rc < 0)
 			PQfreemem(row);
+		*ret_cut = b->bytes > (size_t)setting(&h->r->conf->limits.batch_bytes) / 2;
+	}
+	if (rc < 0 || *ret_cut) {
+		pr_pg_close(h->pg); /* possibly in the middle of the stream */
+		h->pg = NULL;
 	}
 	if (rc < 0) {
 		batch_free(b);
-		pr_pg_close(h->pg); /* possibly in the middle of the stream */
-		h->pg = NULL;
 		return NULL;
 	}
 	return b;
@@ -629,6 +639,7 @@ static int look_at_requests(struct hold *h, struct pr_err *err)
 	res = pr_pg_exec(h->pg, sql_hold_requested, 0, NULL, err);
 	if (!res)
 		return -1;
+	h->more = PQntuples(res) == LOOK;
 	for (int i = 0; rc == 0 && i < PQntuples(res); i++) {
 		k = requested_key(h, res, i, err);
 		rc = k ? look_at_key(h, k, err) : -1;
@@ -653,7 +664,7 @@ static int parked_slice(
 	const char *params[3] = { k->topic->name, k->key, limit };
 	struct pr_buf where = { 0 };
 	PGresult *res;
-	int n;
+	int n, cut;
 
 	(void)snprintf(limit, sizeof(limit), "%zu", most);
 	/* What is noted and not yet in the table is held back too: a key is not free before it is out. */
@@ -672,7 +683,7 @@ static int parked_slice(
 		unpark_key(h, k->topic, k->key);
 		hold_report(h);
 	} else {
-		ret->batch = read_batch(h, where.s, (size_t)n, err);
+		ret->batch = read_batch(h, where.s, (size_t)n, &cut, err);
 		ret->topic = k->topic;
 		ret->key = pr_strdup(k->key);
 	}
@@ -720,6 +731,7 @@ static int waiting_slice(
 {
 	int64_t end = w->to_seq - w->from_seq > WINDOW ? w->from_seq + WINDOW : w->to_seq;
 	struct pr_buf where = { 0 };
+	int cut;
 
 	if (connect_pg(h, err) < 0)
 		return -1;
@@ -734,14 +746,14 @@ static int waiting_slice(
 	put_literal(h, &where, h->r->conf->route.topic);
 	pr_buf_puts(&where, ", '${aggregatetype}', aggregatetype)) = ");
 	put_literal(h, &where, w->topic->name);
-	ret->batch = read_batch(h, where.s, most, err);
+	ret->batch = read_batch(h, where.s, most, &cut, err);
 	pr_buf_free(&where);
 	if (!ret->batch)
 		return -1;
 	ret->topic = w->topic;
 	ret->entry = w->id;
-	if (ret->batch->n == most)
-		ret->through = ret->batch->ev[most - 1].seq;
+	if (cut || ret->batch->n == most)
+		ret->through = ret->batch->ev[ret->batch->n - 1].seq;
 	else
 		ret->through = end == w->to_seq ? -1 : end;
 	return 0;
@@ -754,13 +766,14 @@ int hold_next_release(struct hold *h, int requested, const struct pr_mark *cover
 	struct entry *w;
 
 	memset(ret, 0, sizeof(*ret));
-	if (requested || h->requested) {
+	k = h->keys > 0 ? going_key(h) : NULL;
+	if (requested || h->requested || (h->more && !k)) {
 		if (look_at_requests(h, err) < 0)
 			return -1;
 		h->requested = 0;
 		hold_report(h);
+		k = h->keys > 0 ? going_key(h) : NULL;
 	}
-	k = h->keys > 0 ? going_key(h) : NULL;
 	if (k)
 		return parked_slice(h, k, most, ret, err);
 	if (free_entry_of(h, covered, &w, err) < 0)

@@ -248,8 +248,22 @@ static const struct event *only_event(const struct publisher *p)
 	return b && p->current && p->offset > 0 ? &b->ev[p->offset - 1] : b && b->n ? &b->ev[b->n - 1] : NULL;
 }
 
-/* Halves the shipments until the refused event is alone, then has it parked when it comes by again. An
- * unclear refusal counts only when repeated: a lost reply looks the same. */
+/* An event that was refused alone is parked when it comes by again. An unclear refusal counts only when
+ * repeated: a lost reply looks the same. */
+static void condemn(struct publisher *p, int64_t seq)
+{
+	if (!p->failure.set || pr_kafka_kind(p->failure.code) != PR_REJECT)
+		if (++p->strikes < 3)
+			return;
+	p->strikes = 0;
+	p->condemned = p->failure;
+	p->condemned.set = 1;
+	p->condemned.seq = seq;
+	if (!p->condemned.text[0])
+		(void)snprintf(p->condemned.text, sizeof(p->condemned.text), "refused by the broker");
+}
+
+/* Halves the shipments until the refused event is alone. */
 static void isolate(struct publisher *p)
 {
 	const struct event *e = only_event(p);
@@ -260,23 +274,19 @@ static void isolate(struct publisher *p)
 		return;
 	}
 	p->limit = 1;
-	if (!p->failure.set || pr_kafka_kind(p->failure.code) != PR_REJECT)
-		if (++p->strikes < 3)
-			return;
-	p->strikes = 0;
-	p->condemned = p->failure;
-	p->condemned.set = 1;
-	p->condemned.seq = e->seq;
-	if (!p->condemned.text[0])
-		(void)snprintf(p->condemned.text, sizeof(p->condemned.text), "refused by the broker");
+	condemn(p, e->seq);
 }
 
 static void release_failed(struct publisher *p)
 {
 	struct pr_err err;
 
-	if (p->releasing.batch->n > 1 || !p->releasing.key) {
+	if (p->releasing.batch->n != 1) {
 		p->release_limit = 1;
+		return;
+	}
+	if (!p->releasing.key) {
+		condemn(p, p->releasing.batch->ev[0].seq);
 		return;
 	}
 	if (hold_refused(p->hold, &p->releasing,
@@ -291,6 +301,8 @@ static const char *restart_reason(const struct publisher *p, const struct pr_err
 		return "fenced";
 	if (may_be_poison(&p->failure, err))
 		return "refused";
+	if (strcmp(err->code, SHIP_SMALLER) == 0)
+		return "batch_size";
 	return "error";
 }
 
@@ -298,7 +310,7 @@ static const char *restart_reason(const struct publisher *p, const struct pr_err
  */
 static int64_t judge(struct publisher *p, const struct pr_err *err)
 {
-	if (p->failure.set && p->failure.topic && is_of_topic(p->failure.code)) {
+	if (p->failure.set && !p->failure.misfit && p->failure.topic && is_of_topic(p->failure.code)) {
 		topics_miss(p->failure.topic, p->failure.text, rd_kafka_err2name(p->failure.code));
 		return 0;
 	}
@@ -317,6 +329,8 @@ static void session_failed(struct publisher *p, const struct pr_err *err)
 	struct relay *r = p->r;
 	int64_t delay;
 
+	if (p->rk) /* the reports may say more than the call that failed */
+		(void)rd_kafka_poll(p->rk, 0);
 	if (!pipe_is(&r->pipe, p->generation) && err->kind == PR_RETRY) {
 		close_producer(p); /* the reader began anew: nothing is wrong with us */
 		return;
@@ -324,7 +338,8 @@ static void session_failed(struct publisher *p, const struct pr_err *err)
 	if (err->kind == PR_STOP && err->exit != PR_EX_FAILED && err->exit != 0) {
 		health_trouble(r, TROUBLE_REFUSED, err);
 		relay_stop(r, err->exit);
-	} else if (!may_be_poison(&p->failure, err) && !atomic_load(&r->stopping)) {
+	} else if (!may_be_poison(&p->failure, err) && strcmp(err->code, SHIP_SMALLER) != 0 &&
+		   !atomic_load(&r->stopping)) {
 		health_trouble(r, TROUBLE_KAFKA, err);
 	}
 	pr_counter_add(pr_series_get(r->m.restarts, (const char *const[]){ restart_reason(p, err) }), 1);

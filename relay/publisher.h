@@ -12,6 +12,7 @@ struct failure {
 	rd_kafka_resp_err_t code;
 	int64_t seq;         /* of the event; 0 unknown */
 	struct topic *topic; /* NULL unknown */
+	int misfit;          /* we refused it ourselves: its topic is well */
 	char text[160];
 };
 
@@ -61,6 +62,8 @@ struct publisher {
 };
 
 /* ship.c */
+#define SHIP_SMALLER "batch_size" /* code of: nothing is wrong, but the producer's batches must be smaller   \
+				   */
 /* One event: to Kafka, or held back. -1: the session is over. */
 int ship_event(struct publisher *p, struct event *e, struct pr_err *err) PR_MUSTCHECK;
 /* Produces events of the pipe until the shipment is full or nothing more is there; waits up to the deadline

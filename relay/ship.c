@@ -62,16 +62,18 @@ static int produce(struct publisher *p, const struct topic *topic, struct event 
 	}
 }
 
-/* A released event that is refused again ends the session: it must not be counted as released. */
+/* A parked event that is refused again ends the session: it must not be counted as released. */
 static int park(struct publisher *p, struct topic *topic, struct event *e, rd_kafka_resp_err_t code,
 	const char *why, struct pr_err *err)
 {
-	if (p->releasing.batch) {
+	if (p->releasing.key) {
 		note(p, code, e->seq, topic);
+		p->failure.misfit = 1;
 		if (why)
 			(void)snprintf(p->failure.text, sizeof(p->failure.text), "%s", why);
 		return pr_fail(err, PR_REJECT, "a released event is refused again");
 	}
+	e->held = 1;
 	return hold_park(
 		p->hold, topic, e, 1, why ? why : rd_kafka_err2str(code), rd_kafka_err2name(code), err);
 }
@@ -82,8 +84,10 @@ static int fits_batches(struct publisher *p, const struct topic *topic, struct p
 	if (topic->max_bytes >= p->batch_size)
 		return 0;
 	p->batch_size = topic->max_bytes;
-	return pr_fail(err, PR_RETRY, "topic \"%s\" takes %lld bytes at most: smaller batches", topic->name,
+	(void)pr_fail(err, PR_RETRY, "topic \"%s\" takes %lld bytes at most: smaller batches", topic->name,
 		(long long)topic->max_bytes);
+	(void)snprintf(err->code, sizeof(err->code), "%s", SHIP_SMALLER);
+	return -1;
 }
 
 /* Why this event can't go to its topic at all; NULL: it can. */
@@ -105,6 +109,10 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 	rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR_NO_ERROR;
 	const char *why = misfit(topic, e, &code);
 
+	if (why && topics_ask_again(p->topics, topic, p->rk, p->releasing.key != NULL, err) < 0)
+		return -1;
+	if (why)
+		why = misfit(topic, e, &code);
 	if (why)
 		return park(p, topic, e, code, why, err);
 	if (produce(p, topic, e, &code) < 0)
@@ -122,18 +130,17 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 	return 0;
 }
 
-/* An event that others of its key or topic wait for. */
+/* A parked event that an operator let go. */
 static int ship_released(struct publisher *p, struct topic *topic, struct event *e, struct pr_err *err)
 {
-	rd_kafka_resp_err_t code;
-
-	/* The operator may have made room for it since we last asked. */
-	if (topic->rkt && misfit(topic, e, &code))
-		topics_forget(topic);
+	if (!topic->valid)
+		return park(p, topic, e, RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION, "not a topic name", err);
 	if (!topic->rkt && topics_look(p->topics, topic, p->rk, err) < 0)
 		return -1;
 	if (topic->missing)
 		return pr_fail(err, PR_RETRY, "topic \"%s\" is not there for a released event", topic->name);
+	if (fits_batches(p, topic, err) < 0)
+		return -1;
 	return send_event(p, topic, e, err);
 }
 
@@ -146,7 +153,7 @@ int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
 	topic = topics_of(p->topics, e, err);
 	if (!topic)
 		return -1;
-	if (p->releasing.batch)
+	if (p->releasing.key)
 		return ship_released(p, topic, e, err);
 	if (hold_is_parked(p->hold, topic, &e->key)) {
 		e->held = 1;
@@ -160,7 +167,9 @@ int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
 	}
 	if (!topic->rkt && topics_look(p->topics, topic, p->rk, err) < 0)
 		return -1;
-	if (topic->missing || topic->waiting) {
+	if (p->releasing.batch && topic->missing)
+		return pr_fail(err, PR_RETRY, "topic \"%s\" is gone again", topic->name);
+	if (!p->releasing.batch && (topic->missing || topic->waiting)) {
 		e->held = 1;
 		return hold_wait(p->hold, topic, e, err);
 	}

@@ -146,6 +146,8 @@ int ship_release_window(struct publisher *p, struct pr_err *err)
 		if (failed(p, err) < 0)
 			return -1;
 	}
+	if (hold_flush(p->hold, err) < 0) /* events of a waiting topic that it refuses */
+		return -1;
 	ship_count_topics(p, 1);
 	ship_acknowledged(p, b, 0, b->n);
 	/* If we die here, the rows are published but still held: they will be published again. */

@@ -10,17 +10,26 @@
 #include <string.h>
 
 #define MARKERS_US (4 * PR_MS)
+#define LOOK_MS    200 /* how often a commit looks whether a record was refused */
 
 static int begin(struct publisher *p, struct pr_err *err)
 {
 	return pr_kafka_take(rd_kafka_begin_transaction(p->rk), err, "begin transaction");
 }
 
+/* In pieces: after a refused record librdkafka 2.0 keeps the rest in its queue, and one call would wait for
+ * them until its time is up. */
 static int commit(struct publisher *p, struct pr_err *err)
 {
-	int timeout_ms = (int)(p->r->conf->kafka.timeout_us / PR_MS);
+	int64_t give_up = pr_mono_us() + p->r->conf->kafka.timeout_us;
+	rd_kafka_error_t *error;
 
-	return pr_kafka_take(rd_kafka_commit_transaction(p->rk, timeout_ms), err, "commit transaction");
+	while ((error = rd_kafka_commit_transaction(p->rk, LOOK_MS))) {
+		if (p->failure.set || !rd_kafka_error_is_retriable(error) || pr_mono_us() > give_up)
+			return pr_kafka_take(error, err, "commit transaction");
+		rd_kafka_error_destroy(error);
+	}
+	return 0;
 }
 
 static int commit_with(struct publisher *p, const struct pr_position *position, struct pr_err *err)
@@ -155,6 +164,8 @@ int ship_release_transaction(struct publisher *p, struct pr_err *err)
 		for (size_t i = 0; i < b->n; i++)
 			if (ship_event(p, &b->ev[i], err) < 0)
 				return -1;
+		if (hold_flush(p->hold, err) < 0) /* events of a waiting topic that it refuses */
+			return -1;
 		released_position(p, &next);
 		if (commit_with(p, &next, err) < 0)
 			goto out;

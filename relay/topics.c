@@ -203,6 +203,28 @@ int topics_look(struct topics *t, struct topic *topic, rd_kafka_t *rk, struct pr
 	return 0;
 }
 
+int topics_ask_again(struct topics *t, struct topic *topic, rd_kafka_t *rk, int now, struct pr_err *err)
+{
+	struct pr_topic_info info;
+	struct pr_err why;
+
+	if (!now && pr_mono_us() < topic->look_at_us)
+		return 0;
+	topic->look_at_us = pr_mono_us() + PR_SEC;
+	if (pr_kafka_topic_info(rk, topic->name, (int)(t->r->conf->kafka.timeout_us / PR_MS), &info, &why) <
+		0) {
+		if (why.kind != PR_RETRY)
+			return 0; /* the produce will say it */
+		*err = why;
+		return -1;
+	}
+	if (!info.exists)
+		return 0;
+	topic->partitions = info.partitions;
+	topic->max_bytes = info.max_message_bytes > 0 ? info.max_message_bytes : INT64_MAX;
+	return 0;
+}
+
 void topics_drop_handles(struct topics *t)
 {
 	for (struct topic *topic = t->all; topic; topic = topic->next) {

@@ -41,6 +41,10 @@ void topics_miss(
 void topics_forget(struct topic *topic);
 
 /* The producer is about to be destroyed: drops the handles. */
+/* Asks anew about a topic that is there, for its limits may have been raised: at once when now, else once a
+ * second. */
+int topics_ask_again(
+	struct topics *t, struct topic *topic, rd_kafka_t *rk, int now, struct pr_err *err) PR_MUSTCHECK;
 void topics_drop_handles(struct topics *t);
 
 #endif

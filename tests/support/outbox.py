@@ -27,42 +27,36 @@ def header(record, name):
     return found[0] if found else None
 
 
-class Topics:
-    """Reads whole topics as a read_committed consumer sees them; one consumer for many reads."""
+def read_topic(kafka, topic, n=0, timeout=20):
+    """All records as a read_committed consumer sees them, by partition and offset, as soon as there are at
+    least n. With a consumer of its own: in librdkafka 2.0 one that knew a topic which is deleted never
+    closes."""
+    from confluent_kafka import Consumer, KafkaError, TopicPartition
+    c = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "nobody", "enable.auto.commit": False,
+                  "isolation.level": "read_committed", "enable.partition.eof": True, "log_level": 0,
+                  "auto.offset.reset": "error", "fetch.wait.max.ms": 10, "fetch.message.max.bytes": 8 << 20,
+                  "reconnect.backoff.max.ms": 200})
+    records, at_end = [], set()
+    partitions = list(c.list_topics(topic, 10).topics[topic].partitions)
+    c.assign([TopicPartition(topic, p, 0) for p in partitions])
 
-    def __init__(self, kafka):
-        from confluent_kafka import Consumer
-        self.c = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "nobody", "enable.auto.commit": False,
-                           "isolation.level": "read_committed", "enable.partition.eof": True, "log_level": 0,
-                           "auto.offset.reset": "error", "fetch.wait.max.ms": 10, "fetch.message.max.bytes": 8 << 20,
-                           "topic.metadata.refresh.interval.ms": 1000, "reconnect.backoff.max.ms": 200})
-
-    def close(self):
-        self.c.close()
-
-    def read(self, topic, n=0, timeout=20):
-        """All records, by partition and offset, as soon as there are at least n."""
-        from confluent_kafka import KafkaError, TopicPartition
-        records, at_end = [], set()
-        partitions = list(self.c.list_topics(topic, 10).topics[topic].partitions)
-        self.c.assign([TopicPartition(topic, p, 0) for p in partitions])
-
-        def done():
-            for m in self.c.consume(1000, 0.05):
-                if m.error() is None:
-                    at_end.discard(m.partition())
-                    records.append(Record(m.topic(), m.partition(), m.offset(), m.key(), m.headers() or [], m.value(),
-                                          m.timestamp()[1], m.timestamp()[0]))
-                elif m.error().code() == KafkaError._PARTITION_EOF:
-                    at_end.add(m.partition())
-            return len(records) >= n and len(at_end) == len(partitions)
-        try:
-            wait_until(done, timeout, f"{n} records on {topic}", interval=0.001, interval_max=0.01)
-        except WaitTimeout:
-            raise AssertionError(f"{len(records)} of {n} records on {topic} after {timeout} s") from None
-        finally:
-            self.c.unassign()
-        return sorted(records, key=lambda r: (r.partition, r.offset))
+    def done():
+        for m in c.consume(1000, 0.05):
+            if m.error() is None:
+                at_end.discard(m.partition())
+                records.append(Record(m.topic(), m.partition(), m.offset(), m.key(), m.headers() or [], m.value(),
+                                      m.timestamp()[1], m.timestamp()[0]))
+            elif m.error().code() == KafkaError._PARTITION_EOF:
+                at_end.add(m.partition())
+        return len(records) >= n and len(at_end) == len(partitions)
+    try:
+        wait_until(done, timeout, f"{n} records on {topic}", interval=0.001, interval_max=0.01)
+    except WaitTimeout:
+        raise AssertionError(f"{len(records)} of {n} records on {topic} after {timeout} s") from None
+    finally:
+        c.unassign()
+        c.close()
+    return sorted(records, key=lambda r: (r.partition, r.offset))
 
 
 class Outbox:
@@ -77,11 +71,9 @@ class Outbox:
                      check=True)
         self.conn = self.db.connect()
         self.relay = servers.Relay(self.db.conninfo, kafka.bootstrap, name=self.name, **relay)
-        self.topics = Topics(kafka)
 
     def close(self):
         self.relay.kill()
-        self.topics.close()
         self.conn.close()
         self.db.drop()
 
@@ -124,7 +116,7 @@ class Outbox:
                  (kind, start, payload, list(keys)))
 
     def read(self, topic, n=0, timeout=20):
-        return self.topics.read(topic, n, timeout)
+        return read_topic(self.kafka, topic, n, timeout)
 
     def run(self, *args, **kw):
         """The operator's CLI on this relay's config."""
@@ -153,7 +145,10 @@ class Outbox:
         return self.sql(f"SELECT {columns} FROM outbox.parked ORDER BY seq")
 
     def wait_parked(self, n, timeout=15):
-        wait_until(lambda: len(self.parked()) == n, timeout, f"{n} parked events")
+        try:
+            wait_until(lambda: len(self.parked()) == n, timeout, f"{n} parked events")
+        except WaitTimeout as e:
+            raise AssertionError(f"{e}; parked: {self.parked('left(key, 20), type, head, attempts, request')}") from None
 
 
 def by_key(records):
