@@ -6,6 +6,7 @@ schedules at the end are played twice: by the honest relay in test_schedules.py,
 sabotaged ones in test_sabotage.py. Never sleeps: waits for what can be seen.
 """
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from wait import WaitTimeout, stays, wait_until
 # assigned yet are never published, and looked for by those tests that make them.
 TRUTH = checker.OUTBOX + "WHERE xid < (SELECT pg_snapshot_xmax(pg_current_snapshot()))\n"
 PUBLISH = "SELECT count(outbox.publish(%s, %s, %s, jsonb_build_object('n', i))) FROM generate_series(1, %s) AS i"
+_count = itertools.count(1)
 SESSIONS = """SELECT application_name, state, query_start, wait_event, left(query, 100) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name LIKE 'postrider%'"""
 MODES = ("exactly_once", "at_least_once")
@@ -68,7 +70,7 @@ class Stage:
         servers.Cli().run("init", "--conninfo", db.conninfo, "--brokers", kafka.bootstrap, "--name", name, check=True)
         self.relay = make_relay(db.conninfo, kafka.bootstrap, name=name, delivery=delivery, config=config)
         self.gate = os.path.join(self.relay.dir, "hold")
-        self.eye = None
+        self.eye = self.eye_of = None
         self.sessions, self.markers, self.tail, self.seen, self.sabotaged = [], 0, None, [], False
 
     def close(self):
@@ -150,6 +152,7 @@ class Stage:
         with open(self.gate, "w", encoding="ascii"):
             pass
         try:
+            self.ask("SELECT pg_current_xact_id()")  # an idle relay looks no further than the snapshot
             wait_until(lambda: os.path.exists(self.gate + ".held"), 30, "the relay to reach its hold point")
             yield
         finally:
@@ -163,8 +166,8 @@ class Stage:
 
     def ask(self, sql, args=None):
         """One statement in a transaction of its own, on a connection kept for that."""
-        if self.eye is None or self.eye.closed:
-            self.eye = self.db.connect()
+        if self.eye is None or self.eye_of != self.db.pg.pid:
+            self.eye, self.eye_of = self.db.connect(), self.db.pg.pid  # the server may have been restarted
         with self.eye.cursor() as cur:
             cur.execute(sql, args)
             return cur.fetchall() if cur.description else []
@@ -172,6 +175,12 @@ class Stage:
     def publish(self, key, n=1):
         """n events of the key in a transaction of their own."""
         self.ask(PUBLISH, (self.kind, key, "Changed", n))
+
+    def publish_async(self, key, n=1):
+        """The same, committed asynchronously."""
+        self.ask("SET synchronous_commit = off")
+        self.publish(key, n)
+        self.ask("RESET synchronous_commit")
 
     # ------------------------------------------------------------ the topic
 
@@ -254,7 +263,7 @@ def stage(request, quiet_pg, kafka, relay):
 
     def make(delivery="exactly_once", config=None, pg=None):
         word = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower()).strip("-")[:32].strip("-")
-        name = f"{word}-{os.getpid()}-{len(made)}"
+        name = f"{word}-{os.getpid()}-{next(_count)}"
         db = (pg or quiet_pg).createdb(name)
         made.append(Stage(db, kafka, relay, name, delivery, config))
         return made[-1]
@@ -347,7 +356,7 @@ def undelivered(st, **how):
     st.publish("owed")
 
     def tried():
-        return st.relay.status()["in_flight_events"] > 0 or st.ask("SELECT FROM outbox.waiting")
+        return st.relay.status()["in_flight_events"] > 0 or st.ask("SELECT 1 FROM outbox.waiting")
 
     def claimed():
         return st.position()["top"] != before["top"]
@@ -368,9 +377,7 @@ def ghost(st, **how):
     st.calm()
     st.session().run("SELECT FROM outbox.relay FOR UPDATE")
     with crash_unflushed(pg):
-        writer = st.session()
-        writer.run("SET synchronous_commit = off")
-        writer.publish("ghost").commit()
+        st.publish_async("ghost")
         st.wait_keys("ghost")
         st.crash()
     pg.start()
