@@ -123,6 +123,13 @@ void health_committed(struct relay *r, const struct pr_position *position)
 	atomic_store(&r->last_commit_us, pr_mono_us());
 }
 
+void health_committed_unknown(struct relay *r)
+{
+	(void)pthread_mutex_lock(&r->mutex);
+	pr_position_release(&r->committed);
+	(void)pthread_mutex_unlock(&r->mutex);
+}
+
 /* ---------------------------------------------------------------- lag */
 
 static int64_t least(int64_t a, int64_t b)
@@ -243,6 +250,7 @@ static void judge(struct relay *r, struct verdict *v)
 {
 	double lag = health_lag(r);
 	char text[200];
+	size_t queued;
 
 	if (atomic_load(&r->stopping)) {
 		(void)say(v, "stopping", "the relay is stopping", "");
@@ -267,9 +275,10 @@ static void judge(struct relay *r, struct verdict *v)
 		return;
 	}
 	if (kafka_silent_us(r) > SILENT_US) {
+		(void)pipe_oldest_us(&r->pipe, &queued);
 		(void)snprintf(text, sizeof(text),
 			"Kafka has acknowledged nothing for %.0f s; %" PRIu64 " events wait for it",
-			(double)kafka_silent_us(r) / (double)PR_SEC, atomic_load(&r->in_flight));
+			(double)kafka_silent_us(r) / (double)PR_SEC, atomic_load(&r->in_flight) + queued);
 		(void)say(
 			v, "error", text, "are the brokers up? Nothing is lost: it goes on when they answer");
 		return;

@@ -363,6 +363,11 @@ def clock(seconds):
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def short(path):
+    """A path of ours from the checkout, any other one in full."""
+    return os.path.relpath(path, servers.ROOT) if path.startswith(servers.ROOT + os.sep) else path
+
+
 def wrap(text, width):
     lines, line = [], ""
     for word in text.split():
@@ -588,7 +593,7 @@ class Demo:
             say("  Kafka's jars are not here (make setup fetches them), so librdkafka's mock\n"
                 "  broker stands in for it, and the relay runs at_least_once: a crash may\n"
                 "  repeat events.")
-        say(f"  servers     data in {os.path.relpath(servers.test_dir(), servers.ROOT)}, gone at the end")
+        say(f"  servers     data in {short(servers.test_dir())}, gone at the end")
         self.pg = servers.Postgres(fresh=True, config={"unix_socket_directories": "", "shared_buffers": "64MB",
                                                        "max_wal_size": "1GB"}).start()
         self.db = self.pg.createdb("orders")
@@ -844,7 +849,7 @@ def take_directory():
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        sys.exit(f"demo: another one runs in {os.path.relpath(HERE)}; end it first")
+        sys.exit(f"demo: another one runs in {short(HERE)}; end it first")
     for left in glob.glob(os.path.join(HERE, "run-*")) + [os.path.realpath(os.path.join(HERE, "elsewhere"))]:
         shutil.rmtree(left, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):

@@ -28,7 +28,7 @@ import servers  # noqa: E402
 from wait import wait_until  # noqa: E402
 
 KIND, TOPIC = "order", "torture.order"
-FAULTS_PER_ROUND = 7
+FAULTS = 7  # in a round
 POINTS = {
     "exactly_once": ("events_before_position", "position_before_commit", "committed_before_accounting",
                      "held_back_before_position", "range_dropped"),
@@ -50,7 +50,7 @@ def pause(seconds):
 class Round:
     """One outbox, its relay, its load, and the faults it meets."""
 
-    def __init__(self, number, seed, pg, kafka, say):
+    def __init__(self, number, seed, pg=None, kafka=None, say=print, faults=FAULTS):
         self.number, self.pg, self.kafka, self.say = number, pg, kafka, say
         self.rnd = random.Random(f"{seed}:{number}")
         self.delivery = ("exactly_once", "at_least_once")[number % 2]
@@ -60,14 +60,14 @@ class Round:
             "limits": {"batch_events": self.rnd.choice((20, 300, 10000))},
             "retention": {"keep": "0s", "every": "200ms", "partition_events": self.rnd.choice((1000, 5000)), "ahead": 8},
         }
-        self.plan = [self._draw() for _ in range(FAULTS_PER_ROUND)]
+        self.plan = [self._draw() for _ in range(faults)]
         self.load_seed = self.rnd.randrange(1 << 30)
         self.relays = []
         self.db = self.load = self.result = None
 
     # -- the plan: everything random is drawn here, before anything happens
 
-    FAULTS = {  # name: (what it touches, shortest, longest seconds)
+    KINDS = {  # name: (what it touches, shortest, longest seconds)
         "relay_kill": ("relay", 0, 1), "relay_term": ("relay", 0, 0), "relay_freeze": ("relay", 0.2, 8),
         "relay_point": ("relay", 0, 0), "relay_second": ("relay", 0.5, 2), "relay_frozen_and_replaced": ("relay", 1, 3),
         "backend_terminate": ("pg", 0, 0), "backend_kill": ("pg", 0, 0), "backend_freeze": ("pg", 0.5, 7),
@@ -79,8 +79,8 @@ class Round:
 
     def _draw(self, without=None, nested=False):
         """(name, seconds, number, gap before it, a fault inside it or None)"""
-        name = self.rnd.choice(sorted(n for n, f in self.FAULTS.items() if f[0] != without))
-        touches, least, most = self.FAULTS[name]
+        name = self.rnd.choice(sorted(n for n, f in self.KINDS.items() if f[0] != without))
+        touches, least, most = self.KINDS[name]
         seconds, number, gap = self.rnd.uniform(least, most), self.rnd.randrange(1000), self.rnd.uniform(0.1, 1.5)
         inside = None
         if not nested and most >= 1 and self.rnd.random() < 0.35:
@@ -339,8 +339,8 @@ class Round:
 
 
 class Torture:
-    def __init__(self, seed, seconds, rounds, only):
-        self.seed, self.seconds, self.rounds, self.only = seed, seconds, rounds, only
+    def __init__(self, seed, seconds, rounds, only, per_round):
+        self.seed, self.seconds, self.rounds, self.only, self.per_round = seed, seconds, rounds, only, per_round
         self.start = time.monotonic()
         self.faults = self.events = self.duplicates = self.done = 0
 
@@ -369,14 +369,15 @@ class Torture:
         return 0
 
     def one(self, n, pg, kafka):
-        r = Round(n, self.seed, pg, kafka, self.say)
+        r = Round(n, self.seed, pg, kafka, self.say, self.per_round)
         self.say(f"round {n}: {r.delivery}, kafka.timeout {r.config['kafka']['timeout']}, batch_events "
                  f"{r.config['limits']['batch_events']}, partition_events {r.config['retention']['partition_events']}")
         try:
             r.run()
         except (Violated, AssertionError, psycopg2.Error) as e:
             self.say(f"round {n}: VIOLATED: {e}")
-            print(f"torture: violated; again: tests/support/torture.py --seed {self.seed} --round {n}", flush=True)
+            print(f"torture: violated; again: tests/support/torture.py --seed {self.seed} --round {n} "
+                  f"--faults {self.per_round}", flush=True)
             if os.environ.get("POSTRIDER_KEEP"):
                 print(f"torture: the servers' data is in {servers.test_dir()}", flush=True)
             return False
@@ -398,11 +399,12 @@ def main():
     p.add_argument("--seed", type=int, help="the plan of a former run; without it a new one")
     p.add_argument("--rounds", type=int, help="so many rounds instead of a time (2: one of each mode)")
     p.add_argument("--round", type=int, help="only this round of the seed's plan")
+    p.add_argument("--faults", type=int, default=FAULTS, help="faults in a round")
     a = p.parse_args()
     seed = random.SystemRandom().randrange(1 << 31) if a.seed is None else a.seed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return Torture(seed, a.seconds, a.rounds, a.round).run()
+        return Torture(seed, a.seconds, a.rounds, a.round, a.faults).run()
     except KeyboardInterrupt:
         print("torture: stopped", file=sys.stderr)
         return 130
