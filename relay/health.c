@@ -79,8 +79,6 @@ void health_init(struct relay *r)
 
 void health_release(struct relay *r)
 {
-	for (size_t i = 0; i < r->waiting_n; i++)
-		memset(&r->waiting[i], 0, sizeof(r->waiting[i]));
 	free(r->waiting);
 	pr_position_release(&r->committed);
 	pr_metrics_free(r->m.registry);
@@ -88,8 +86,8 @@ void health_release(struct relay *r)
 
 /* ---------------------------------------------------------------- trouble */
 
-static const char *const trouble_names[TROUBLE_COUNT] = { "postgres", "kafka", "refused", "janitor", "ranges",
-	"reload" };
+static const char *const trouble_names[TROUBLE_COUNT] = { "postgres", "kafka", "refused", "janitor",
+	"retention", "ranges", "reload" };
 
 void health_trouble(struct relay *r, enum trouble which, const struct pr_err *err)
 {
@@ -285,6 +283,7 @@ static void judge(struct relay *r, struct verdict *v)
 	}
 	if (trouble_verdict(r, v, TROUBLE_RANGES, "warn") || held_verdict(r, v) ||
 		trouble_verdict(r, v, TROUBLE_JANITOR, "warn") ||
+		trouble_verdict(r, v, TROUBLE_RETENTION, "warn") ||
 		trouble_verdict(r, v, TROUBLE_RELOAD, "warn"))
 		return;
 	if (lag > LAGGING_S) {

@@ -265,6 +265,16 @@ enum pipe_state pipe_state(struct pipe *p)
 	return state;
 }
 
+uint64_t pipe_generation(struct pipe *p)
+{
+	uint64_t generation;
+
+	lock(p);
+	generation = p->generation;
+	unlock(p);
+	return generation;
+}
+
 int64_t pipe_oldest_us(struct pipe *p, size_t *ret_events)
 {
 	int64_t oldest = INT64_MAX;

@@ -23,6 +23,7 @@ enum pipe_state { PIPE_STANDBY, PIPE_LEADING, PIPE_STREAMING };
 struct identity {
 	char system_id[24];
 	int64_t timeline;
+	int paused;         /* by an operator, before we led */
 	int position_known; /* outbox.relay says that a position was written once */
 };
 
@@ -67,6 +68,7 @@ void pipe_fenced(struct pipe *p, uint64_t generation); /* publisher: reset, and 
 int pipe_take_fenced(struct pipe *p);                  /* reader: 1 once after pipe_fenced */
 int pipe_is(struct pipe *p, uint64_t generation);      /* still current and not STANDBY */
 enum pipe_state pipe_state(struct pipe *p);
+uint64_t pipe_generation(struct pipe *p);
 int64_t pipe_oldest_us(
 	struct pipe *p, size_t *ret_events); /* created_us of the oldest queued; INT64_MAX none */
 

@@ -140,8 +140,8 @@ static void start(pthread_t *thread, void *(*run)(void *), struct relay *r)
 
 static int run(struct relay *r, int signal_fd)
 {
-	pthread_t reader, publisher, janitor;
-	int late = 0, janitor_runs = conf.source.engine == PR_ENGINE_TABLE;
+	pthread_t reader, publisher, janitor, retention;
+	int late = 0, table = conf.source.engine == PR_ENGINE_TABLE;
 	struct timespec deadline;
 	struct pr_http *http;
 	sigset_t all;
@@ -155,8 +155,10 @@ static int run(struct relay *r, int signal_fd)
 		KS("librdkafka", rd_kafka_version_str()), KI("http_port", pr_http_port(http)));
 	start(&reader, turn_thread, r);
 	start(&publisher, publish_thread, r);
-	if (janitor_runs)
+	if (table) {
 		start(&janitor, janitor_thread, r);
+		start(&retention, retention_thread, r);
+	}
 	serve(r, signal_fd);
 	/* From here on the default action is back: a second signal ends us at once. */
 	(void)sigfillset(&all);
@@ -165,8 +167,10 @@ static int run(struct relay *r, int signal_fd)
 	deadline.tv_sec += setting(&conf.drain_us) / PR_SEC + 1;
 	join_by(publisher, &deadline, "publisher", &late);
 	join_by(reader, &deadline, "reader", &late);
-	if (janitor_runs)
+	if (table) {
 		join_by(janitor, &deadline, "janitor", &late);
+		join_by(retention, &deadline, "retention", &late);
+	}
 	pr_http_stop(http);
 	pr_log(PR_INFO, "relay stopped", KI("exit", atomic_load(&r->exit_code)));
 	if (late)

@@ -2,7 +2,8 @@
  *
  * reader (turn.c)        Postgres -> pipe        owns the source
  * publisher (publish.c)  pipe -> Kafka           owns the producer and what is held back
- * janitor (janitor.c)    ranges, scheduled events, orders of the operator, the probe of the lag
+ * janitor (janitor.c)    scheduled events, orders of the operator, the probe of the lag
+ * retention (retention.c) ranges made ahead and dropped behind
  * http (lib/http)        reads health            takes short locks only
  *
  * Everything shared is in the pipe or below, atomics or under the one mutex. */
@@ -21,12 +22,13 @@
 
 /* Why not all is well: one slot per cause, so that a cause that ended leaves no trace. */
 enum trouble {
-	TROUBLE_POSTGRES, /* reader cannot reach or use the database */
-	TROUBLE_KAFKA,    /* publisher cannot reach or use Kafka */
-	TROUBLE_REFUSED,  /* PR_STOP: we must not go on */
-	TROUBLE_JANITOR,  /* ranges, retention, scheduled events */
-	TROUBLE_RANGES,   /* few ranges are left ahead */
-	TROUBLE_RELOAD,   /* the last SIGHUP was refused */
+	TROUBLE_POSTGRES,  /* reader cannot reach or use the database */
+	TROUBLE_KAFKA,     /* publisher cannot reach or use Kafka */
+	TROUBLE_REFUSED,   /* PR_STOP: we must not go on */
+	TROUBLE_JANITOR,   /* orders, scheduled events */
+	TROUBLE_RETENTION, /* ranges cannot be made or dropped */
+	TROUBLE_RANGES,    /* few ranges are left ahead */
+	TROUBLE_RELOAD,    /* the last SIGHUP was refused */
 	TROUBLE_COUNT
 };
 
@@ -43,7 +45,7 @@ struct relay {
 	struct pipe pipe;
 	const struct source_ops *ops;
 	int wake_fd; /* eventfd, readable once we stop */
-	atomic_int stopping, draining;
+	atomic_int stopping;
 	atomic_int exit_code; /* set before stopping when we must not go on */
 
 	struct relay_metrics m;
@@ -75,7 +77,6 @@ struct relay {
 	struct pr_err trouble[TROUBLE_COUNT];
 	int64_t trouble_since_us[TROUBLE_COUNT]; /* monotonic; 0: none */
 	struct pr_position committed;
-	struct identity identity;
 	struct waiting_topic *waiting; /* copies for /status.json */
 	size_t waiting_n;
 };
@@ -91,6 +92,7 @@ struct waiting_topic {
 void *turn_thread(void *ctx);
 void *publish_thread(void *ctx);
 void *janitor_thread(void *ctx);
+void *retention_thread(void *ctx);
 
 /* health.c */
 void health_init(struct relay *r);
@@ -98,6 +100,7 @@ void health_release(struct relay *r);
 /* One place sets and ends trouble; it logs the change, once. err NULL: all is well again. */
 void health_trouble(struct relay *r, enum trouble which, const struct pr_err *err);
 void health_committed(struct relay *r, const struct pr_position *position);
+void health_committed_unknown(struct relay *r);
 int health_http(struct relay *r, struct pr_http **ret, struct pr_err *err) PR_MUSTCHECK;
 double health_lag(struct relay *r); /* seconds */
 const char *health_state(struct relay *r, char *sentence, size_t sentence_n, char *hint, size_t hint_n);

@@ -27,8 +27,9 @@
 #include <string.h>
 
 #define SLICE      1000      /* most events in one batch: a release and a bisection work on these */
-#define WINDOW     1000000LL /* seqs one statement scans, so that a desert of aborted rows fits the deadline */
-#define WINDOW_MAX (1LL << 50)
+#define WINDOW     1000000LL /* seqs one statement scans at first; how long it took sets the next */
+#define WINDOW_MIN 1000LL
+#define WINDOW_MAX 64000000LL
 
 enum arm { ARM_LATE, ARM_NEW };
 
@@ -52,7 +53,8 @@ struct source {
 	uint64_t barrier; /* WAL position to be flushed; 0 once it is */
 	size_t piece;     /* rows the next statement may return */
 	int64_t idle_us;
-	struct batch *held; /* the slice whose successor is not known yet */
+	struct batch *held; /* the slice being filled */
+	int put_any;        /* a batch of this turn has gone to the pipe */
 };
 
 struct foreign_rows source_foreign;
@@ -67,6 +69,7 @@ static struct source *table_new(const struct pr_relay_conf *conf, int wake_fd)
 
 	s->conf = conf;
 	s->wake_fd = wake_fd;
+	s->window = WINDOW;
 	return s;
 }
 
@@ -163,6 +166,7 @@ static int read_identity(struct source *s, struct pr_err *err)
 	s->segment = strtoull(PQgetvalue(res, 0, 4), NULL, 10);
 	name = PQgetvalue(res, 0, 2);
 	s->identity.position_known = !PQgetisnull(res, 0, 2);
+	s->identity.paused = PQgetvalue(res, 0, 6)[0] == 't';
 	if (s->identity.position_known && strcmp(name, s->conf->name) != 0) {
 		(void)pr_fail(err, PR_STOP, "this outbox belongs to the relay named \"%s\", not \"%s\"", name,
 			s->conf->name);
@@ -348,6 +352,7 @@ static int resume_turn(struct source *s, int64_t upper, struct pr_err *err)
 	if (s->pos.seq >= s->turn->from.l)
 		s->arm = ARM_NEW; /* the late rows are out */
 	s->cursor = s->pos.seq;
+	s->put_any = 1;
 	s->barrier = 0; /* it was flushed before the first record of this turn left */
 	return 0;
 }
@@ -395,8 +400,8 @@ static void enter_turn(struct source *s)
 	uint64_t n = SABOTAGE(no_n_bound) ? s->last.xmax : s->turn->from.n, first;
 
 	s->arm = ARM_NEW;
+	s->put_any = 0;
 	s->cursor = s->turn->from.l;
-	s->window = WINDOW;
 	if (!s->turn->from.snapshot || SABOTAGE(cursor_by_seq))
 		return;
 	first = snapshot_first_finished(&s->last, n, &s->now);
@@ -571,7 +576,10 @@ static void put_new_rows(struct pr_buf *q, const struct source *s, const char *u
 		pr_buf_printf(q, "seq > %" PRId64, s->pos.top);
 		return;
 	}
-	pr_buf_printf(q, "(pg_catalog.pg_visible_in_snapshot(xid, '%s'::pg_snapshot)", s->turn->to.snapshot);
+	/* The comparison first: it decides for all but the newest rows, and costs a fraction of the call. */
+	pr_buf_printf(q,
+		"((xid < '%" PRIu64 "'::xid8 OR pg_catalog.pg_visible_in_snapshot(xid, '%s'::pg_snapshot))",
+		s->now.xmin, s->turn->to.snapshot);
 	if (s->turn->from.snapshot)
 		pr_buf_printf(q,
 			" AND (NOT pg_catalog.pg_visible_in_snapshot(xid, '%s'::pg_snapshot) OR seq > "
@@ -586,8 +594,9 @@ static void chunk_query(const struct source *s, struct pr_buf *q)
 	const char *unassigned =
 		"xid >= (SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))";
 
-	pr_buf_printf(q, "SELECT " ROW_COLUMNS ", %s FROM outbox.event WHERE seq > %" PRId64, unassigned,
-		SABOTAGE(cursor_by_seq) ? s->pos.top : s->cursor);
+	pr_buf_printf(q,
+		"SELECT " ROW_COLUMNS ", CASE WHEN %s THEN true END FROM outbox.event WHERE seq > %" PRId64,
+		unassigned, SABOTAGE(cursor_by_seq) ? s->pos.top : s->cursor);
 	pr_buf_printf(q, " AND seq <= %" PRId64 " AND ", window_end(s));
 	if (s->arm == ARM_LATE) {
 		put_late_owners(q, s);
@@ -617,6 +626,7 @@ static int put_held(struct source *s, put_fn put, void *ctx, struct pr_err *err)
 	s->held = NULL;
 	if (put(ctx, b) < 0)
 		return pr_fail(err, PR_RETRY, "reset");
+	s->put_any = 1;
 	return 0;
 }
 
@@ -654,6 +664,33 @@ failed:
 
 /* Runs the statement. Past twice the budget it is cut by closing the connection, which costs a few
  * milliseconds and needs no reply: the next piece is made for rows of this size. */
+/* The connection the rows come from must lead to the database the snapshots came from, also when the
+ * address has two answers in the middle of a failover. A slow link may take a statement longer than the
+ * deadline, which counts from row to row. */
+static struct pr_pg *data_session(struct source *s, struct pr_err *err)
+{
+	struct pr_pg *pg = session(s, "data", err);
+	PGresult *res = NULL;
+	char set[80];
+
+	if (!pg)
+		return NULL;
+	(void)snprintf(set, sizeof(set), "SET statement_timeout = %lld",
+		(long long)(s->conf->source.timeout_us / PR_MS * 4));
+	if (pr_pg_run(pg, set, 0, NULL, err) == 0)
+		res = pr_pg_exec(pg, sql_relay_identity, 0, NULL, err);
+	if (res && strcmp(PQgetvalue(res, 0, 0), s->identity.system_id) == 0 &&
+		strtoll(PQgetvalue(res, 0, 1), NULL, 10) == s->identity.timeline) {
+		PQclear(res);
+		return pg;
+	}
+	if (res)
+		(void)pr_fail(err, PR_RETRY, "source.conninfo leads to two different databases");
+	PQclear(res);
+	pr_pg_close(pg);
+	return NULL;
+}
+
 static int read_rows(struct source *s, struct reading *r, put_fn put, void *ctx, struct pr_err *err)
 {
 	struct pr_buf q = { 0 };
@@ -662,7 +699,7 @@ static int read_rows(struct source *s, struct reading *r, put_fn put, void *ctx,
 
 	if (!s->data || !pr_pg_ok(s->data)) {
 		pr_pg_close(s->data);
-		s->data = session(s, "data", err);
+		s->data = data_session(s, err);
 		if (!s->data)
 			return -1;
 	}
@@ -683,6 +720,23 @@ static int read_rows(struct source *s, struct reading *r, put_fn put, void *ctx,
 	return rc;
 }
 
+/* A desert (a bulk load still open, or rolled back; a late commit's long past) is crossed in steps that fit
+ * the deadline by far, whatever the disk. The step is kept over turns and resets: a step that was too long
+ * would else be too long again, for ever. */
+static void size_window(struct source *s, int64_t took_us, int failed)
+{
+	int64_t deadline = s->conf->source.timeout_us;
+
+	if (failed)
+		s->window /= 4;
+	else if (took_us > deadline / 8)
+		s->window /= 2;
+	else if (took_us < deadline / 32 && s->window < WINDOW_MAX)
+		s->window *= 2;
+	if (s->window < WINDOW_MIN)
+		s->window = WINDOW_MIN;
+}
+
 /* The next statement's LIMIT: half a batch of rows or bytes, growing with care. */
 static void size_piece(struct source *s, const struct reading *r)
 {
@@ -701,15 +755,11 @@ static int advance(struct source *s, const struct reading *r, size_t limit, int6
 	if (r->cut || r->rows == limit)
 		return 0;
 	s->cursor = end;
-	if (end < (s->arm == ARM_LATE ? s->turn->from.l : s->upper)) {
-		if (r->rows == 0 && s->window < WINDOW_MAX)
-			s->window *= 2;
+	if (end < (s->arm == ARM_LATE ? s->turn->from.l : s->upper))
 		return 0;
-	}
 	if (s->arm == ARM_NEW)
 		return 1;
 	s->arm = ARM_NEW;
-	s->window = WINDOW;
 	return s->upper == s->turn->from.l;
 }
 
@@ -721,11 +771,16 @@ static int wait_a_moment(struct source *s, struct pr_err *err)
 	return pr_pg_idle(s->control, s->idle_us, err) < 0 ? -1 : 0;
 }
 
+static int is_timeout(const struct pr_err *err)
+{
+	return strcmp(err->code, "57014") == 0 || strcmp(err->code, "timeout") == 0;
+}
+
 static int table_next(struct source *s, put_fn put, void *ctx, struct pr_err *err)
 {
 	struct reading r = { 0 };
 	size_t limit = s->piece;
-	int64_t end;
+	int64_t end, began;
 	int rc, over;
 
 	if (!s->turn) {
@@ -736,14 +791,22 @@ static int table_next(struct source *s, put_fn put, void *ctx, struct pr_err *er
 			return wait_a_moment(s, err);
 	}
 	end = window_end(s);
-	if (end > s->cursor && read_rows(s, &r, put, ctx, err) < 0)
+	began = pr_mono_us();
+	rc = end > s->cursor ? read_rows(s, &r, put, ctx, err) : 0;
+	size_window(s, pr_mono_us() - began, rc < 0 && is_timeout(err));
+	if (rc < 0)
 		return -1;
 	size_piece(s, &r);
 	over = advance(s, &r, limit, end);
+	if (over && !s->held && s->put_any)
+		s->held = batch_new(
+			s->turn, 1); /* nothing more, but Kafka has to learn that the turn is over */
 	if (s->held)
 		s->held->ends_turn = over;
 	if (put_held(s, put, ctx, err) < 0)
 		return -1;
+	if (over || r.rows > 0) /* crossing a desert is no word from anybody: it counts as lag */
+		atomic_store(&source_contact_us, pr_mono_us());
 	if (over)
 		finish_turn(s);
 	if (r.rows > 0)

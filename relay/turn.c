@@ -54,6 +54,8 @@ static int stream(struct reader *rd, const struct identity *who, struct pr_err *
 	struct pr_position start = { 0 };
 	int rc;
 
+	atomic_store(&r->paused, who->paused);  /* before anything can leave */
+	atomic_store(&source_foreign.count, 0); /* the janitor looks again */
 	rd->generation = pipe_lead(&r->pipe, who);
 	rc = pipe_wait_start(&r->pipe, rd->generation, PR_FOREVER, &start);
 	if (rc == 0)
@@ -80,6 +82,7 @@ static void stand_by(struct reader *rd)
 	if (!rd->standby)
 		pr_log(PR_INFO, "standby: another relay holds the lock", KS("outbox", rd->r->conf->name));
 	rd->standby = 1;
+	health_committed_unknown(rd->r); /* the leader moves on; what we knew would look like lag */
 	atomic_store(&rd->r->standby, 1);
 	health_trouble(rd->r, TROUBLE_POSTGRES, NULL);
 	pause_us(rd, 200 * PR_MS);

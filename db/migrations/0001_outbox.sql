@@ -688,12 +688,6 @@ BEGIN
 	IF newest > clock_timestamp() - keep THEN
 		RETURN false;
 	END IF;
-	EXECUTE format('LOCK TABLE outbox.%I IN SHARE MODE', part.name);
-	EXECUTE format('SELECT EXISTS (SELECT FROM outbox.%I AS e WHERE NOT pg_visible_in_snapshot(e.xid, $1))', part.name)
-	INTO found_row USING covered;
-	IF found_row THEN
-		RETURN false;
-	END IF;
 	SELECT l.pid INTO holder FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
 	WHERE l.locktype = 'relation' AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 	  AND l.relation IN ('outbox.event'::regclass, format('outbox.%I', part.name)::regclass)
@@ -705,6 +699,12 @@ BEGIN
 			MESSAGE = format('outbox: %s is in use by %s', part.name,
 				coalesce('process ' || holder, 'a prepared transaction')),
 			HINT = 'It is dropped once that transaction has ended.';
+	END IF;
+	EXECUTE format('LOCK TABLE outbox.%I IN SHARE MODE', part.name);
+	EXECUTE format('SELECT EXISTS (SELECT FROM outbox.%I AS e WHERE NOT pg_visible_in_snapshot(e.xid, $1))', part.name)
+	INTO found_row USING covered;
+	IF found_row THEN
+		RETURN false;
 	END IF;
 	LOCK TABLE ONLY outbox.event IN ACCESS EXCLUSIVE MODE;
 	EXECUTE format('LOCK TABLE outbox.%I IN ACCESS EXCLUSIVE MODE NOWAIT', part.name);
