@@ -56,6 +56,13 @@ void pr_position_copy(struct pr_position *to, const struct pr_position *from)
 	*to = fresh;
 }
 
+void pr_position_forget_released(struct pr_position *p)
+{
+	p->released_n = 0;
+	free(p->released_topic);
+	p->released_topic = NULL;
+}
+
 /* 64-bit numbers travel as strings: JSON readers keep 53 bits. */
 static void put_mark(struct pr_buf *b, const char *name, const struct pr_mark *m)
 {
@@ -94,9 +101,8 @@ char *pr_position_encode(const struct pr_position *p)
 	return b.s;
 }
 
-static int get_i64(const cJSON *object, const char *name, int64_t *ret)
+static int item_i64(const cJSON *item, int64_t *ret)
 {
-	const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
 	char *end;
 
 	if (!cJSON_IsString(item) || !item->valuestring[0])
@@ -104,6 +110,11 @@ static int get_i64(const cJSON *object, const char *name, int64_t *ret)
 	errno = 0;
 	*ret = strtoll(item->valuestring, &end, 10);
 	return errno || *end ? -1 : 0;
+}
+
+static int get_i64(const cJSON *object, const char *name, int64_t *ret)
+{
+	return item_i64(cJSON_GetObjectItemCaseSensitive(object, name), ret);
 }
 
 static int get_u64(const cJSON *object, const char *name, uint64_t *ret)
@@ -151,9 +162,9 @@ static int get_released(const cJSON *root, struct pr_position *ret)
 		ret->released = pr_calloc((size_t)cJSON_GetArraySize(list), sizeof(*ret->released));
 		cJSON_ArrayForEach(item, list)
 		{
-			if (!cJSON_IsString(item))
+			if (item_i64(item, &ret->released[ret->released_n]) < 0)
 				return -1;
-			ret->released[ret->released_n++] = strtoll(item->valuestring, NULL, 10);
+			ret->released_n++;
 		}
 	}
 	if (!topic)
@@ -172,7 +183,8 @@ static int decode(const cJSON *root, struct pr_position *ret)
 	const cJSON *timeline = cJSON_GetObjectItemCaseSensitive(root, "timeline");
 
 	if (!cJSON_IsString(system) || strlen(system->valuestring) >= sizeof(ret->system_id) ||
-		!cJSON_IsNumber(timeline))
+		!cJSON_IsNumber(timeline) ||
+		!(timeline->valuedouble >= 0 && timeline->valuedouble <= UINT32_MAX))
 		return -1;
 	(void)snprintf(ret->system_id, sizeof(ret->system_id), "%s", system->valuestring);
 	ret->timeline = (int64_t)timeline->valuedouble;

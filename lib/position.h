@@ -35,6 +35,7 @@ void pr_mark_release(struct pr_mark *m);                           /* frees insi
 void pr_mark_copy(struct pr_mark *to, const struct pr_mark *from); /* frees the old value of to */
 void pr_position_release(struct pr_position *p);
 void pr_position_copy(struct pr_position *to, const struct pr_position *from);
+void pr_position_forget_released(struct pr_position *p); /* what was released is gone from Postgres too */
 
 /* JSON, version 1; malloc'd, the caller frees. */
 char *pr_position_encode(const struct pr_position *p);

@@ -178,11 +178,6 @@ static void unpark_key(struct hold *h, const struct topic *topic, const char *ke
 	free(k);
 }
 
-int hold_any_parked(const struct hold *h)
-{
-	return h->keys > 0;
-}
-
 int hold_is_parked(const struct hold *h, const struct topic *topic, const struct span *key)
 {
 	/* slot_of only reads; it takes no const because its result may be written through. */

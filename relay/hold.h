@@ -16,7 +16,6 @@ void hold_free(struct hold *h);
 
 /* Reads what is held back, after finishing what the last transaction's position says was released. */
 int hold_load(struct hold *h, const struct pr_position *committed, struct pr_err *err) PR_MUSTCHECK;
-int hold_any_parked(const struct hold *h);
 int hold_is_parked(const struct hold *h, const struct topic *topic, const struct span *key);
 
 /* Notes an event as held back; hold_flush makes it durable. head: this event itself was refused. */

@@ -62,8 +62,9 @@ struct publisher {
 };
 
 /* ship.c */
-#define SHIP_SMALLER "batch_size" /* code of: nothing is wrong, but the producer's batches must be smaller   \
-				   */
+#define SHIP_SMALLER                                                                                         \
+	"batch_size" /* code of: nothing is wrong, but the producer's batches must be smaller                \
+		      */
 /* One event: to Kafka, or held back. -1: the session is over. */
 int ship_event(struct publisher *p, struct event *e, struct pr_err *err) PR_MUSTCHECK;
 /* Produces events of the pipe until the shipment is full or nothing more is there; waits up to the deadline
@@ -74,7 +75,7 @@ int ship_position(struct publisher *p, const struct pr_position *position, struc
 void ship_taken(const struct publisher *p, struct pr_position *ret);
 /* Counts b's first k events as acknowledged, from event `from` on. */
 void ship_acknowledged(struct publisher *p, const struct batch *b, size_t from, size_t k);
-void ship_count_topics(struct publisher *p, int ok);
+void ship_count_topics(struct publisher *p);
 void ship_report(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque); /* delivery report callback */
 void ship_drop(struct publisher *p); /* frees what was taken: only when no producer knows of it any more */
 void ship_oldest(struct publisher *p);

@@ -197,16 +197,19 @@ static int take_batch(struct publisher *p, int64_t deadline_us)
 
 int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err)
 {
-	size_t most_bytes = (size_t)setting(&p->r->conf->limits.batch_bytes);
+	size_t most_bytes = (size_t)setting(&p->r->conf->limits.batch_bytes), held = 0;
 	int taken = 0;
 
-	/* Counted by what was taken: events held back cost a position all the same. */
-	while ((size_t)taken < p->limit && p->events < p->limit && p->bytes < most_bytes && !p->failure.set) {
+	/* Counted by what was taken: events held back cost a position and their memory all the same. */
+	while ((size_t)taken < p->limit && p->events < p->limit && p->bytes + held < most_bytes &&
+		!p->failure.set) {
 		if (!take_batch(p, taken ? more_by(p) : deadline_us))
 			break;
 		if (p->current->n > 0) {
 			if (ship_event(p, &p->current->ev[p->offset], err) < 0)
 				return -1;
+			if (p->current->ev[p->offset].held)
+				held += record_size(&p->current->ev[p->offset]);
 			p->offset++;
 			taken++;
 		}
@@ -264,15 +267,13 @@ void ship_acknowledged(struct publisher *p, const struct batch *b, size_t from, 
 	atomic_fetch_add(&p->r->published_events, published);
 }
 
-void ship_count_topics(struct publisher *p, int ok)
+void ship_count_topics(struct publisher *p)
 {
 	for (struct topic *t = topics_all(p->topics); t; t = t->next) {
 		if (t->n_events == 0)
 			continue;
-		if (ok) {
-			pr_counter_add(t->published, t->n_events);
-			pr_counter_add(t->published_bytes, t->n_bytes);
-		}
+		pr_counter_add(t->published, t->n_events);
+		pr_counter_add(t->published_bytes, t->n_bytes);
 		t->n_events = t->n_bytes = 0;
 	}
 }

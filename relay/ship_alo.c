@@ -34,18 +34,12 @@ static void settle_prefix(struct publisher *p)
 		if (b->outstanding == 0)
 			batch_free(b);
 	}
-	if (!p->open && p->current && p->offset > 0 && p->current->outstanding == 0 && p->events == 0) {
+	if (!p->open && p->current && p->offset > 0 && p->current->outstanding == 0 && p->events == 0 &&
+		p->settled.seq != p->current->ev[p->offset - 1].seq) {
 		batch_position(p->current, p->offset, &p->settled);
 		p->settled_dirty = 1;
 	}
 	ship_oldest(p);
-}
-
-static void forget_released(struct pr_position *position)
-{
-	position->released_n = 0;
-	free(position->released_topic);
-	position->released_topic = NULL;
 }
 
 /* Tells Kafka how far we are, when it is time. */
@@ -62,7 +56,7 @@ static int write_position(struct publisher *p, struct pr_err *err)
 	/* If we die here, events are on the topic that the position does not know: they are published again.
 	 */
 	FAULT(acknowledged_before_position);
-	forget_released(&p->settled);
+	pr_position_forget_released(&p->settled);
 	if (ship_position(p, &p->settled, err) < 0)
 		return -1;
 	p->position_sent_us = now;
@@ -118,7 +112,7 @@ int ship_window(struct publisher *p, struct pr_err *err)
 	/* Nothing new to produce: the reports are what there is to wait for. */
 	if (serve(p, taken == 0 && busy ? 1 : 0, err) < 0)
 		return -1;
-	ship_count_topics(p, 1);
+	ship_count_topics(p);
 	return taken > 0;
 }
 
@@ -148,7 +142,7 @@ int ship_release_window(struct publisher *p, struct pr_err *err)
 	}
 	if (hold_flush(p->hold, err) < 0) /* events of a waiting topic that it refuses */
 		return -1;
-	ship_count_topics(p, 1);
+	ship_count_topics(p);
 	ship_acknowledged(p, b, 0, b->n);
 	/* If we die here, the rows are published but still held: they will be published again. */
 	FAULT(released_before_forgotten_alo);

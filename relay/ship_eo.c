@@ -57,7 +57,7 @@ static void account(struct publisher *p)
 	struct batch *b;
 
 	pr_observe(p->r->m.batch_events, (double)p->events);
-	ship_count_topics(p, 1);
+	ship_count_topics(p);
 	while ((b = p->open)) {
 		p->open = b->next;
 		ship_acknowledged(p, b, 0, b->n);
@@ -108,9 +108,7 @@ int ship_transaction(struct publisher *p, struct pr_err *err)
 	if (hold_flush(p->hold, err) < 0)
 		return -1;
 	pr_position_copy(&next, &p->committed);
-	next.released_n = 0;
-	free(next.released_topic);
-	next.released_topic = NULL;
+	pr_position_forget_released(&next);
 	ship_taken(p, &next);
 	if (commit_with(p, &next, err) == 0) {
 		p->committed_us = pr_mono_us();
@@ -137,9 +135,7 @@ static void released_position(const struct publisher *p, struct pr_position *ret
 	const struct release *rel = &p->releasing;
 
 	pr_position_copy(ret, &p->committed);
-	ret->released_n = 0;
-	free(ret->released_topic);
-	ret->released_topic = NULL;
+	pr_position_forget_released(ret);
 	if (rel->key) {
 		free(ret->released);
 		ret->released = pr_calloc(rel->batch->n, sizeof(*ret->released));
@@ -170,7 +166,7 @@ int ship_release_transaction(struct publisher *p, struct pr_err *err)
 		if (commit_with(p, &next, err) < 0)
 			goto out;
 		pr_position_copy(&p->committed, &next);
-		ship_count_topics(p, 1);
+		ship_count_topics(p);
 		ship_acknowledged(p, b, 0, b->n);
 		p->events = p->bytes = 0;
 	}
