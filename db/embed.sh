@@ -4,7 +4,7 @@
 # db/queries/name.sql becomes the string sql_name.
 set -eu
 out=$1; shift
-h=$out/sql.h.tmp; c=$out/sql.c.tmp
+h=$out/sql.h.$$; c=$out/sql.c.$$	# two builds at once (variants) must not write into one another
 cstring() {	# a file as C string literals, one per line
 	sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/	"&\\n"/' "$1"
 }
