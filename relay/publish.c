@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define IDLE_US    (50 * PR_MS)
 #define BATCH_SIZE 1000000 /* librdkafka's batch.size by default */
 
 static void wait_us(struct publisher *p, int64_t us)
@@ -97,6 +98,9 @@ static int open_producer(struct publisher *p, struct pr_err *err)
 		prop(&ps, "delivery.report.only.error", "true");
 	} else {
 		prop(&ps, "message.timeout.ms", "0");
+		/* Else what is queued behind a refused batch goes out before we hear of it, and overtakes it.
+		 */
+		prop(&ps, "enable.gapless.guarantee", "true");
 	}
 	p->rk = pr_kafka_new(RD_KAFKA_PRODUCER, conf->kafka.brokers, &conf->kafka.properties, ps.list,
 		ship_report, p, err);
@@ -370,6 +374,7 @@ static void went_well(struct publisher *p)
 /* One slice of what was held back, if any may go. 1: one went. */
 static int release_some(struct publisher *p, struct pr_err *err)
 {
+	size_t most = (size_t)setting(&p->r->conf->limits.batch_events);
 	uint64_t request = atomic_load(&p->r->request);
 	int requested = request != p->request_seen, rc;
 
@@ -387,7 +392,7 @@ static int release_some(struct publisher *p, struct pr_err *err)
 	rc = p->exactly_once ? ship_release_transaction(p, err) : ship_release_window(p, err);
 	if (rc < 0)
 		return -1;
-	p->release_limit = p->release_limit * 4 < 1000 ? p->release_limit * 4 : 1000;
+	p->release_limit = p->release_limit * 4 < most ? p->release_limit * 4 : most;
 	release_free(&p->releasing);
 	return 1;
 }
@@ -413,6 +418,7 @@ static void stream(struct publisher *p)
 		rc = release_some(p, &err);
 		if (rc < 0)
 			break;
+		p->wait_us = rc > 0 ? 0 : IDLE_US; /* more may be waiting to be released */
 		rc = ship(p, &err);
 		if (rc > 0)
 			went_well(p);

@@ -57,6 +57,7 @@ struct publisher {
 
 	struct release releasing;
 	size_t release_limit;
+	int64_t wait_us; /* how long a shipment may wait for its first event */
 	uint64_t request_seen;
 	unsigned failures; /* sessions in a row that came to nothing */
 };

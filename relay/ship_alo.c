@@ -94,7 +94,7 @@ int ship_window(struct publisher *p, struct pr_err *err)
 {
 	size_t before = p->events;
 	int busy = p->events > 0 || p->position_in_flight || p->settled_dirty;
-	int taken = ship_fill(p, busy ? 0 : pr_mono_us() + 50 * PR_MS, err);
+	int taken = ship_fill(p, busy ? 0 : pr_mono_us() + p->wait_us, err);
 
 	if (taken < 0)
 		return -1;

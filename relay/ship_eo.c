@@ -92,7 +92,7 @@ int ship_transaction(struct publisher *p, struct pr_err *err)
 	int taken, rc = -1;
 
 	if (!p->current) {
-		p->current = pipe_take(&p->r->pipe, p->generation, pr_mono_us() + 50 * PR_MS);
+		p->current = pipe_take(&p->r->pipe, p->generation, pr_mono_us() + p->wait_us);
 		p->offset = 0;
 		if (!p->current)
 			return 0;

@@ -1,0 +1,130 @@
+"""tests/fault/test_two_relays.py -- two relays on one outbox: one publishes, whatever either of them believes.
+
+The advisory lock elects one, for comfort; in exactly_once the transactional id keeps the
+other one out, for safety. In at_least_once a woken predecessor repeats what it had in hand.
+"""
+import time
+
+import pytest
+from scene import both, exactly_once, scene  # noqa: F401
+from wait import stays, wait_until
+
+pytestmark = pytest.mark.timeout(120)
+
+FENCED = 'postrider_producer_restarts_total{outbox="%s",reason="fenced"}'
+
+
+def state(relay):
+    try:
+        return relay.status()["state"]
+    except OSError:
+        return None
+
+
+def leads(relay):
+    try:
+        return relay.status()["leader"]
+    except OSError:
+        return False
+
+
+def fencings(s, relay):
+    return relay.metric(FENCED % s.name)
+
+
+def leader_and_standby(s, **config):
+    """Two relays under load; the first leads. Returns both, and the pid of the leader's lock session."""
+    one = s.relay(config).start().wait_ready()
+    s.load()
+    s.flows(one, 50)
+    lock = s.pg.backends(f"application_name = 'postrider-relay {s.name} control'")
+    assert len(lock) == 1
+    two = s.relay(config).start()
+    wait_until(lambda: state(two) == "standby", 10, "the second one to stand by")
+    assert two.get("/readyz")[0] == 200
+    return one, two, lock[0]
+
+
+@both
+def test_the_standby_takes_over(scene, pg_server, kafka, delivery):
+    """Story: the leader is killed; the standby is at work within seconds, and whoever comes back stands by."""
+    s = scene(pg_server, kafka, delivery)
+    one, two, _ = leader_and_standby(s)
+    stays(lambda: state(two) == "standby" and s.published(two) == 0 and two.metric("postrider_lag_seconds") < 3, 3,
+          "to stand by: nothing published, and no lag that is not there")
+    one.kill()
+    died = time.monotonic()
+    wait_until(lambda: s.published(two) > 0, 10, "the standby to publish")
+    assert time.monotonic() - died < 5
+    one.start()
+    wait_until(lambda: state(one) == "standby", 10, "the old leader to stand by")
+    two.kill()
+    s.flows(one, 50)
+    s.check(deaths=2)
+    s.drained(one)
+
+
+@both
+def test_a_frozen_leader_is_woken(scene, pg_server, kafka, delivery):
+    """Story: the leader is frozen (a virtual machine that moves) for longer than its transaction may last,
+    loses its lock and its successor goes on. Woken, it has a transaction open and events in hand, and no
+    idea. Fenced, it gives up; without that rule the two fenced each other for ever."""
+    s = scene(pg_server, kafka, delivery)
+    one, two, lock = leader_and_standby(s, kafka={"timeout": "2s"})
+    one.sigstop()
+    frozen = time.monotonic()
+    try:
+        assert pg_server.query("SELECT pg_terminate_backend(%s)", (lock,)) == [(True,)]
+        wait_until(lambda: leads(two) and s.published(two) > 100, 15, "the standby to lead")
+        wait_until(lambda: time.monotonic() - frozen > 3.5, 5, "the transaction to time out")
+    finally:
+        one.sigcont()
+    wait_until(lambda: state(one) == "standby", 15, "the woken one to stand by")
+    before = s.published(two)
+    quiet = 10 if delivery == "exactly_once" else 3
+    stays(lambda: leads(two) and not leads(one), quiet, "one leader, and the other one still", interval=0.2)
+    assert s.published(two) > before + 100
+    assert fencings(s, two) == 0, "the successor was fenced"
+    assert fencings(s, one) <= 1
+    result = s.check(deaths=1)
+    s.drained(two)
+    wait_until(lambda: one.metric("postrider_lag_seconds") == 0, 10, "the standby's lag to be 0 as well")
+    assert delivery == "at_least_once" or result.dup == 0
+
+
+@exactly_once
+def test_a_leader_alone_is_frozen_and_woken(scene, pg_server, kafka, delivery):
+    """Story: nobody took over, but the broker has aborted the transaction of the frozen relay and given
+    its id a new epoch: fenced by nobody, it must lead again by itself."""
+    s = scene(pg_server, kafka, delivery)
+    relay = s.relay({"kafka": {"timeout": "1s"}}).start()
+    s.load()
+    s.flows(relay, 50)
+    relay.sigstop()
+    frozen = time.monotonic()
+    try:
+        wait_until(lambda: time.monotonic() - frozen > 4, 6, "the transaction to time out")
+    finally:
+        relay.sigcont()
+    s.flows(relay, 100)
+    s.check()
+    s.drained(relay)
+
+
+@both
+def test_the_lock_changes_hands_again_and_again(scene, pg_server, kafka, delivery):
+    """Story: a pooler ends the leader's lock session now and then. Either of the two leads next, the other
+    may still have events in hand: nothing is lost, repeated (exactly_once) or out of order."""
+    s = scene(pg_server, kafka, delivery)
+    one, two, _ = leader_and_standby(s)
+    for _ in range(6):
+        before = s.published(one) + s.published(two)
+        pids = pg_server.query("SELECT a.pid FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) "
+                               "WHERE l.locktype = 'advisory' AND l.granted AND a.datname = %s "
+                               "AND a.application_name LIKE '%% control'", (s.name,))
+        assert len(pids) == 1
+        pg_server.query("SELECT pg_terminate_backend(%s)", pids[0])
+        wait_until(lambda: s.published(one) + s.published(two) > before + 50, 15, "either to lead")  # noqa: B023
+    s.check(deaths=6)
+    assert leads(one) != leads(two)
+    s.drained(one if leads(one) else two)
