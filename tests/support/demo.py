@@ -18,99 +18,25 @@ import ctypes
 import fcntl
 import glob
 import os
-import random
 import shlex
 import shutil
 import signal
 import sys
 import tempfile
-import termios
 import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import servers  # noqa: E402
+from demo_screen import Screen, clock, wrap  # noqa: E402
+from demo_shop import CALM_RATE, SHOP, TRUTH, Shop  # noqa: E402
 
 HERE = os.path.abspath(os.environ.get("DEMO_DIR") or os.path.join(servers.ROOT, "build", "demo"))
 PACE = float(os.environ.get("DEMO_PACE") or 1)
 ENV_FILE = os.path.join(HERE, "env")
 VARIANT = os.environ.get("POSTRIDER_VARIANT", "plain")
 TOPICS = {"outbox.event.reservation": 6, "outbox.event.payment": 6}
-PLACES = ("hall A", "hall B", "rooftop", "garden", "studio")
-CLIENTS, RATE, CALM_RATE = 3, 240, 40  # transactions per second: during the show, and for playing
-
-SHOP = """
-CREATE SCHEMA truth;
-CREATE TABLE truth.journal (event_id uuid NOT NULL, topic text NOT NULL, agg text NOT NULL, aggseq bigint NOT NULL,
-	txn_tag bigint NOT NULL, type text NOT NULL, payload_md5 uuid, headers jsonb);
-COMMENT ON TABLE truth.journal IS 'what the shop committed, for the count at the end; the relay never looks here';
-
-CREATE SEQUENCE reservation_number;
-CREATE TABLE reservation (reservation text PRIMARY KEY, guest text NOT NULL, place text NOT NULL, price int NOT NULL,
-	state text NOT NULL DEFAULT 'HELD', version int NOT NULL DEFAULT 1, changed_at timestamptz NOT NULL DEFAULT now());
-CREATE TABLE payment (payment text PRIMARY KEY, reservation text NOT NULL REFERENCES reservation, amount int NOT NULL,
-	paid_at timestamptz NOT NULL DEFAULT now());
-
--- One event into the outbox, and the same into the journal.
-CREATE FUNCTION tell(kind text, agg text, version int, type text, payload jsonb) RETURNS void LANGUAGE sql AS $$
-	WITH e AS (SELECT outbox.publish(kind, agg, type, payload, '{"tenant": "seoul"}') AS id)
-	INSERT INTO truth.journal SELECT id, 'outbox.event.' || kind, agg, version, 0, type, md5(payload::text)::uuid,
-		'{"tenant": "seoul"}' FROM e;
-$$;
-
-CREATE FUNCTION reserve(guest text DEFAULT 'you', place text DEFAULT 'rooftop') RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-	id text := 'R-' || lpad(nextval('reservation_number')::text, 6, '0');
-	price int := 10000 + 500 * (length(place) % 7);
-BEGIN
-	INSERT INTO reservation VALUES (id, guest, place, price);
-	PERFORM tell('reservation', id, 1, 'ReservationCreated', jsonb_build_object('reservation', id, 'guest', guest,
-		'place', place, 'price', price));
-	RETURN id;
-END $$;
-
--- The row lock comes first, then the events: so the order of each key is the order of the locks.
-CREATE FUNCTION pay(id text) RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-	r reservation;
-	p text := replace(id, 'R-', 'P-');
-BEGIN
-	UPDATE reservation SET state = 'CONFIRMED', version = version + 1, changed_at = now()
-	WHERE reservation = id AND state = 'HELD' RETURNING * INTO STRICT r;
-	INSERT INTO payment VALUES (p, id, r.price);
-	PERFORM tell('payment', p, 1, 'PaymentCompleted', jsonb_build_object('payment', p, 'reservation', id,
-		'amount', r.price));
-	PERFORM tell('reservation', id, r.version, 'ReservationConfirmed', jsonb_build_object('reservation', id,
-		'payment', p));
-	RETURN p;
-END $$;
-
-CREATE FUNCTION cancel(id text) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-	r reservation;
-BEGIN
-	UPDATE reservation SET state = 'CANCELLED', version = version + 1, changed_at = now()
-	WHERE reservation = id AND state = 'HELD' RETURNING * INTO STRICT r;
-	PERFORM tell('reservation', id, r.version, 'ReservationCancelled', jsonb_build_object('reservation', id));
-END $$;
-"""
-
-# The journal, and whatever somebody published by hand meanwhile: behind the events of its key so far.
-TRUTH = """
-SELECT event_id, topic, agg, aggseq * 1000000, txn_tag, type, payload_md5, headers FROM truth.journal
-UNION ALL
-SELECT h.id, h.topic, h.aggregateid, h.rank + 1000000 * coalesce((SELECT max(j.aggseq) FROM truth.journal AS j
-		JOIN outbox.event AS x ON x.id = j.event_id
-		WHERE j.topic = h.topic AND j.agg = h.aggregateid AND x.seq < h.seq), 0),
-	0, h.type, coalesce(md5(h.payload::text), md5(h.payload_bytes))::uuid, CASE WHEN h.headers <> '{}' THEN
-	(SELECT jsonb_object_agg(k.key, CASE jsonb_typeof(k.value) WHEN 'string' THEN k.value #>> '{}'
-		ELSE k.value::text END) FROM jsonb_each(h.headers) AS k) END
-FROM (SELECT e.*, t.topic AS to_topic, row_number() OVER (PARTITION BY e.aggregateid ORDER BY e.seq) AS rank
-	FROM outbox.event AS e CROSS JOIN LATERAL (SELECT coalesce(e.topic, 'outbox.event.' || e.aggregatetype)) AS t (topic)
-	WHERE NOT EXISTS (SELECT FROM truth.journal AS j WHERE j.event_id = e.id)) AS h
-WHERE h.to_topic IN ('outbox.event.reservation', 'outbox.event.payment')
-""".replace("h.topic", "h.to_topic")
 
 
 class Stopped(BaseException):
@@ -123,6 +49,11 @@ class Stopped(BaseException):
 
 class Failed(Exception):
     """The demonstration itself could not go on; the text says where."""
+
+
+def short(path):
+    """A path of ours from the checkout, any other one in full."""
+    return os.path.relpath(path, servers.ROOT) if path.startswith(servers.ROOT + os.sep) else path
 
 
 # ---------------------------------------------------------------- the mock broker
@@ -167,89 +98,6 @@ class MockKafka(servers.Server):
                 return f.readline().strip()
         self.bootstrap = servers.wait_until(address, 20, "the mock broker's address")
         return self
-
-
-# ---------------------------------------------------------------- the shop
-
-class Shop:
-    """Clients that commit business rows and events in one transaction each; some roll back."""
-
-    def __init__(self, conninfo):
-        self.conninfo, self.rate = conninfo, RATE
-        self.lock = threading.Lock()
-        self.transactions = self.rolled_back = 0
-        self.pending = {}   # (key, type) committed and not yet read back -> when
-        self.early = set()  # read back before we heard of our own commit
-        self.error = None
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._client, args=(i,), daemon=True) for i in range(CLIENTS)]
-
-    def start(self):
-        for t in self._threads:
-            t.start()
-
-    def stop(self):
-        self._stop.set()
-        for t in self._threads:
-            t.join(10)
-
-    def seen(self, key, kind):
-        with self.lock:
-            if self.pending.pop((key, kind), None) is None:
-                self.early.add((key, kind))
-                if len(self.early) > 10000:  # published by hand
-                    self.early.pop()
-
-    def lag(self):
-        """Age of the oldest event that was committed and not yet read back from the topic."""
-        with self.lock:
-            oldest = next(iter(self.pending.values()), None)
-        return 0.0 if oldest is None else max(0.0, time.monotonic() - oldest)
-
-    def _committed(self, events):
-        now = time.monotonic()
-        with self.lock:
-            self.transactions += 1
-            for e in events:
-                if e in self.early:
-                    self.early.discard(e)
-                else:
-                    self.pending[e] = now
-
-    def _client(self, index):
-        import psycopg2
-        try:
-            conn = psycopg2.connect(self.conninfo, connect_timeout=5, application_name="shop")
-            rnd, held, due = random.Random(), [], time.monotonic() + index / RATE
-            with contextlib.closing(conn), conn.cursor() as cur:
-                while not self._stop.is_set():
-                    self._one(conn, cur, rnd, held)
-                    due = max(due + CLIENTS / self.rate, time.monotonic() - 0.05)
-                    self._stop.wait(max(0, due - time.monotonic()))
-        except psycopg2.Error as e:
-            self.error = str(e).strip()
-
-    def _one(self, conn, cur, rnd, held):
-        what = "reserve" if len(held) < 8 or rnd.random() < 0.5 else "pay" if rnd.random() < 0.8 else "cancel"
-        back = rnd.random() < 0.1
-        if what == "reserve":
-            cur.execute("SELECT reserve(%s, %s)", (f"guest {rnd.randrange(1000)}", rnd.choice(PLACES)))
-            which = cur.fetchone()[0]
-            events = [(which, "ReservationCreated")]
-        else:
-            which = held.pop(rnd.randrange(len(held)))
-            cur.execute(f"SELECT {what}(%s)", (which,))
-            events = [(which, "ReservationCancelled")] if what == "cancel" else [
-                (which.replace("R-", "P-"), "PaymentCompleted"), (which, "ReservationConfirmed")]
-        if back:
-            conn.rollback()
-            with self.lock:
-                self.rolled_back += 1
-        else:
-            conn.commit()
-            self._committed(events)
-        if (what == "reserve") != back:
-            held.append(which)
 
 
 # ---------------------------------------------------------------- the watchers
@@ -348,214 +196,6 @@ class Health(Watcher):
                 else:
                     self.state, self.sentence = "dead", "the relay is not running"
             self.stopping.wait(0.2)
-
-
-# ---------------------------------------------------------------- the screen
-
-UTF8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-BARS = " ▁▂▃▄▅▆▇█" if UTF8 else " .:-=+*#@"
-DONE, NOW, DOT, ARROW, ELLIPSIS = ("✓", "▸", "●", "─▶", "…") if UTF8 else ("+", ">", "*", "->", "...")
-STATE_COLOR = {"ok": "32", "warn": "33", "paused": "33", "starting": "33", "standby": "33", "stopping": "33",
-               "error": "31", "dead": "31"}
-
-
-def clock(seconds):
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def short(path):
-    """A path of ours from the checkout, any other one in full."""
-    return os.path.relpath(path, servers.ROOT) if path.startswith(servers.ROOT + os.sep) else path
-
-
-def wrap(text, width):
-    lines, line = [], ""
-    for word in text.split():
-        if line and len(line) + 1 + len(word) > width:
-            lines.append(line)
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    return lines + [line]
-
-
-class Screen:
-    """The live view: redrawn in place on a terminal, plain lines elsewhere."""
-
-    def __init__(self, demo):
-        self.demo = demo
-        self.live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-        self.color = self.live and not os.environ.get("NO_COLOR")
-        self.opened = False
-        self.next_line = 0.0
-        self.tty = None
-
-    def paint(self, code, text):
-        return f"\x1b[{code}m{text}\x1b[0m" if self.color else text
-
-    def say(self, text=""):
-        """A line outside the live view."""
-        print(text, flush=True)
-
-    def open(self):
-        if not self.live:
-            return
-        with contextlib.suppress(termios.error, OSError, ValueError):
-            fd = sys.stdin.fileno()
-            if os.tcgetpgrp(fd) == os.getpgrp():  # typed keys would be written over the picture
-                self.tty = (fd, termios.tcgetattr(fd))
-                quiet = termios.tcgetattr(fd)
-                quiet[3] &= ~termios.ECHO
-                termios.tcsetattr(fd, termios.TCSANOW, quiet)
-        self.opened = True
-        sys.stdout.write("\x1b[?1049h\x1b[?25l\x1b[2J")
-
-    def close(self):
-        if self.tty:
-            with contextlib.suppress(termios.error, OSError):
-                termios.tcsetattr(self.tty[0], termios.TCSANOW, self.tty[1])
-            self.tty = None
-        if self.opened:
-            self.opened = False
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.write("\x1b[?25h\x1b[?1049l")
-                sys.stdout.flush()
-
-    def step(self, at, text):
-        if not self.live:
-            self.say(f"{clock(at):>5}  {NOW} {text}")
-
-    def frame(self):
-        if self.live:
-            self._redraw()
-        elif time.monotonic() >= self.next_line:
-            self.next_line = time.monotonic() + (2 if self.demo.show else 30)
-            d = self.demo
-            self.say(f"{clock(d.elapsed()):>5}    rows committed {d.rows.count:>7,}   records on the topics "
-                     f"{d.records.count:>7,}   lag {d.lag():5.2f} s   relay {d.health.state}: {d.health.sentence}")
-
-    def _redraw(self):
-        size = shutil.get_terminal_size()
-        width, height = max(40, size.columns), max(10, size.lines)
-        lines = self._lines(width, height)[:height]
-        out = ["\x1b[?2026h\x1b[H"]
-        out += ["\r\n".join(self._cut(line, width) + "\x1b[K" for line in lines), "\x1b[J\x1b[?2026l"]
-        sys.stdout.write("".join(out))
-        sys.stdout.flush()
-
-    def _cut(self, parts, width):
-        """A line is a list of (color code or None, text); cut to the width, then painted."""
-        out, left = [], width - 1
-        for code, text in parts:
-            if len(text) > left:
-                text = text[:max(0, left - len(ELLIPSIS))] + ELLIPSIS if left > len(ELLIPSIS) else ""
-            left -= len(text)
-            out.append(self.paint(code, text) if code and text else text)
-        return "".join(out)
-
-    def _lines(self, width, height):
-        d = self.demo
-        tall = height >= 29
-        top = self._title(width) + [[]] + self._numbers(width) + [[]] + self._graphs(width) + [[]] + self._relay(width)
-        bottom = self._foot(width)
-        room = height - len(top) - len(bottom) - 4  # two headings, two blank lines
-        steps = self._steps(width, max(3, room // 2) if tall else max(2, room - 6))
-        events = self._events(width, max(2, room - len(steps)))
-        return (top + [[]] + [[("2", "  What happens here")]] + steps + [[]] + [[("2", self._heading(width))]] + events
-                + bottom) if d else []
-
-    def _title(self, width):
-        d = self.demo
-        left = [("1", "  Postrider"), (None, f"   Postgres {ARROW} relay {ARROW} {d.broker_name}")]
-        right = f"{d.delivery.replace('_', ' ')}   {clock(d.elapsed())} "
-        gap = width - 1 - sum(len(t) for _, t in left) - len(right)
-        return [left + [(None, " " * max(1, gap)), ("2", right)]]
-
-    def _numbers(self, width):
-        d = self.demo
-        lag = d.lag()
-        lag_color = "1" if lag < 1 else "1;33" if lag < 30 else "1;31"
-        cells = [("rows committed", f"{d.rows.count:,}", "1"), ("records on the topics", f"{d.records.count:,}", "1"),
-                 ("on their way", f"{max(0, d.rows.count - d.records.count):,}", lag_color),
-                 ("lag", f"{lag:.2f} s" if lag < 100 else f"{lag:.0f} s", lag_color)]
-        gap = 3 if width < 100 else 8
-        names, values = [(None, "  ")], [(None, "  ")]
-        for name, value, code in cells:
-            w = max(len(name), 7) + gap
-            names.append(("2", f"{name:<{w}}"))
-            values.append((code, f"{value:<{w}}"))
-        return [names, values]
-
-    def _graphs(self, width):
-        d = self.demo
-        room = min(width - 26, 120)
-        lines = []
-        # Both rates on one scale, with the usual rate in the middle; a burst fills its column.
-        rates = sorted(d.committed_rate) or [1]
-        usual = max(1, rates[len(rates) // 2])
-        for name, series, unit in (("committed", d.committed_rate, "/s"), ("on topics", d.record_rate, "/s"),
-                                   ("lag", d.lag_series, " s")):
-            values = list(series)[-room:]
-            # The lag's bars grow with its root: a second must be seen beside ten.
-            top = max(values + [4]) if name == "lag" else 2 * usual
-            heights = ((v / top) ** (0.5 if name == "lag" else 1) for v in values)
-            bar = "".join(BARS[min(len(BARS) - 1, round(h * (len(BARS) - 1)))] for h in heights)
-            now = (f"{values[-1]:,.0f}" if name != "lag" else f"{values[-1]:.1f}") if values else "0"
-            color = "36" if name != "lag" else "33"
-            lines.append([("2", f"  {name:<10} "), (color, f"{bar:>{room}}"), (None, f" {now}{unit}")])
-        return lines
-
-    def _relay(self, width):
-        d = self.demo
-        color = STATE_COLOR.get(d.health.state, "33")
-        text = d.health.sentence
-        if d.health.state != "dead":
-            text = f"{d.health.state}: {text}"
-        lines = wrap(text, width - 14)[:2] + [""]
-        return [[(None, "  relay    "), (color, f"{DOT} {lines[0]}")], [(color, f"             {lines[1]}")]]
-
-    def _steps(self, width, room):
-        """The latest steps, the one of now in bold; older ones shrink to what fits."""
-        d = self.demo
-        out = []
-        steps = list(d.steps)
-        for i, (at, text) in enumerate(reversed(steps)):
-            now = i == 0 and not d.finished
-            lines = wrap(text, width - 12)
-            block = [[("32" if not now else "1;33", f"  {NOW if now else DONE} "),
-                      ("2", f"{clock(at):>5} "), ("1" if now else "2", f" {lines[0]}")]]
-            block += [[(None, " " * 10), ("1" if now else "2", f" {more}")] for more in lines[1:]]
-            if out and len(out) + len(block) > room:
-                break
-            out = block + out
-        return out[-room:]
-
-    @staticmethod
-    def _columns(width):
-        topic = 26 if width >= 96 else 12
-        return topic, 9, 21
-
-    def _heading(self, width):
-        topic, key, kind = self._columns(width)
-        names = "id, outbox-seq" + (", tenant" if width >= 96 else "")
-        return f"  {'Last events':<14}{'topic':<{topic}}{'key':<{key}} {'headers: type':<{kind}} {names}"
-
-    def _events(self, width, room):
-        topic, key, kind = self._columns(width)
-        out = []
-        for at, name, k, headers in list(self.demo.records.last)[-room:]:
-            stamp = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
-            name = name if topic > 20 else name.replace("outbox.event.", "")
-            event_id = headers.get("id", "?")
-            rest = f" {event_id if width >= 120 else event_id[:8] + ELLIPSIS} {headers.get('outbox-seq', '?'):>6}"
-            rest += f" {headers.get('tenant', '')}" if width >= 96 else ""
-            out.append([("2", f"  {stamp:<14}"), (None, f"{name:<{topic}}"), ("36", f"{k:<{key}}"),
-                        (None, f" {headers.get('type', '?'):<{kind}}"), ("2", rest)])
-        return out + [[]] * (room - len(out))
-
-    def _foot(self, width):
-        d = self.demo
-        return [[]] + [[(code, f"  {text}")] for code, text in d.foot] if d.foot else []
 
 
 # ---------------------------------------------------------------- the demonstration
@@ -741,13 +381,13 @@ class Demo:
     # -- playing
 
     def play(self):
-        psql = f"psql '{self.db.conninfo}'"
         self.foot = [
             ("2", "It stays up for playing, until Ctrl-C. Paste into another terminal:"),
-            (None, f'{psql} -c "SELECT reserve()"'),
+            (None, f"psql -h 127.0.0.1 -p {self.pg.port} -U postgres orders -c 'SELECT reserve()'"),
             (None, f"build/bin/postrider status --url http://127.0.0.1:{self.relay.port}"),
-            (None, f"kcat -b {self.kafka.bootstrap} -C -t outbox.event.payment -o -5"),
         ]
+        if shutil.which("kcat"):
+            self.foot.append((None, f"kcat -b {self.kafka.bootstrap} -C -t outbox.event.payment -o -5"))
         if not self.screen.live:
             for _, text in self.foot:
                 self.screen.say(text)

@@ -1,0 +1,211 @@
+"""tests/support/demo_screen.py -- the demonstration's screen: redrawn in place on a terminal, lines in a pipe.
+
+Draws what the Demo knows; starts, stops and counts nothing. Fits any terminal from 80x24 on; colours
+only on a terminal and without NO_COLOR; plain characters where the output is not UTF-8.
+"""
+import contextlib
+import os
+import shutil
+import sys
+import termios
+import time
+
+UTF8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+BARS = " ▁▂▃▄▅▆▇█" if UTF8 else " .:-=+*#@"
+DONE, NOW, DOT, ARROW, ELLIPSIS = ("✓", "▸", "●", "─▶", "…") if UTF8 else ("+", ">", "*", "->", "...")
+STATE_COLOR = {"ok": "32", "warn": "33", "paused": "33", "starting": "33", "standby": "33", "stopping": "33",
+               "error": "31", "dead": "31"}
+
+
+def clock(seconds):
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def wrap(text, width):
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return lines + [line]
+
+
+class Screen:
+    """The live view: redrawn in place on a terminal, plain lines elsewhere."""
+
+    def __init__(self, demo):
+        self.demo = demo
+        self.live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.color = self.live and not os.environ.get("NO_COLOR")
+        self.opened = False
+        self.next_line = 0.0
+        self.tty = None
+
+    def paint(self, code, text):
+        return f"\x1b[{code}m{text}\x1b[0m" if self.color else text
+
+    def say(self, text=""):
+        """A line outside the live view."""
+        print(text, flush=True)
+
+    def open(self):
+        if not self.live:
+            return
+        with contextlib.suppress(termios.error, OSError, ValueError):
+            fd = sys.stdin.fileno()
+            if os.tcgetpgrp(fd) == os.getpgrp():  # typed keys would be written over the picture
+                self.tty = (fd, termios.tcgetattr(fd))
+                quiet = termios.tcgetattr(fd)
+                quiet[3] &= ~termios.ECHO
+                termios.tcsetattr(fd, termios.TCSANOW, quiet)
+        self.opened = True
+        sys.stdout.write("\x1b[?1049h\x1b[?25l\x1b[2J")
+
+    def close(self):
+        if self.tty:
+            with contextlib.suppress(termios.error, OSError):
+                termios.tcsetattr(self.tty[0], termios.TCSANOW, self.tty[1])
+            self.tty = None
+        if self.opened:
+            self.opened = False
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.write("\x1b[?25h\x1b[?1049l")
+                sys.stdout.flush()
+
+    def step(self, at, text):
+        if not self.live:
+            self.say(f"{clock(at):>5}  {NOW} {text}")
+
+    def frame(self):
+        if self.live:
+            self._redraw()
+        elif time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + (2 if self.demo.show else 30)
+            d = self.demo
+            self.say(f"{clock(d.elapsed()):>5}    rows committed {d.rows.count:>7,}   records on the topics "
+                     f"{d.records.count:>7,}   lag {d.lag():5.2f} s   relay {d.health.state}: {d.health.sentence}")
+
+    def _redraw(self):
+        size = shutil.get_terminal_size()
+        width, height = max(40, size.columns), max(10, size.lines)
+        lines = self._lines(width, height)[:height]
+        out = ["\x1b[?2026h\x1b[H"]
+        out += ["\r\n".join(self._cut(line, width) + "\x1b[K" for line in lines), "\x1b[J\x1b[?2026l"]
+        sys.stdout.write("".join(out))
+        sys.stdout.flush()
+
+    def _cut(self, parts, width):
+        """A line is a list of (color code or None, text); cut to the width, then painted."""
+        out, left = [], width - 1
+        for code, text in parts:
+            if len(text) > left:
+                text = text[:max(0, left - len(ELLIPSIS))] + ELLIPSIS if left > len(ELLIPSIS) else ""
+            left -= len(text)
+            out.append(self.paint(code, text) if code and text else text)
+        return "".join(out)
+
+    def _lines(self, width, height):
+        d = self.demo
+        tall = height >= 29
+        top = self._title(width) + [[]] + self._numbers(width) + [[]] + self._graphs(width) + [[]] + self._relay(width)
+        bottom = self._foot(width)
+        room = height - len(top) - len(bottom) - 4  # two headings, two blank lines
+        steps = self._steps(width, max(3, room // 2) if tall else max(2, room - 6))
+        events = self._events(width, max(2, room - len(steps)))
+        return (top + [[]] + [[("2", "  What happens here")]] + steps + [[]] + [[("2", self._heading(width))]] + events
+                + bottom) if d else []
+
+    def _title(self, width):
+        d = self.demo
+        left = [("1", "  Postrider"), (None, f"   Postgres {ARROW} relay {ARROW} {d.broker_name}")]
+        right = f"{d.delivery.replace('_', ' ')}   {clock(d.elapsed())} "
+        gap = width - 1 - sum(len(t) for _, t in left) - len(right)
+        return [left + [(None, " " * max(1, gap)), ("2", right)]]
+
+    def _numbers(self, width):
+        d = self.demo
+        lag = d.lag()
+        lag_color = "1" if lag < 1 else "1;33" if lag < 30 else "1;31"
+        cells = [("rows committed", f"{d.rows.count:,}", "1"), ("records on the topics", f"{d.records.count:,}", "1"),
+                 ("on their way", f"{max(0, d.rows.count - d.records.count):,}", lag_color),
+                 ("lag", f"{lag:.2f} s" if lag < 100 else f"{lag:.0f} s", lag_color)]
+        gap = 3 if width < 100 else 8
+        names, values = [(None, "  ")], [(None, "  ")]
+        for name, value, code in cells:
+            w = max(len(name), 7) + gap
+            names.append(("2", f"{name:<{w}}"))
+            values.append((code, f"{value:<{w}}"))
+        return [names, values]
+
+    def _graphs(self, width):
+        d = self.demo
+        room = min(width - 26, 120)
+        lines = []
+        # Both rates on one scale, with the usual rate in the middle; a burst fills its column.
+        rates = sorted(d.committed_rate) or [1]
+        usual = max(1, rates[len(rates) // 2])
+        for name, series, unit in (("committed", d.committed_rate, "/s"), ("on topics", d.record_rate, "/s"),
+                                   ("lag", d.lag_series, " s")):
+            values = list(series)[-room:]
+            # The lag's bars grow with its root: a second must be seen beside ten.
+            top = max(values + [4]) if name == "lag" else 2 * usual
+            heights = ((v / top) ** (0.5 if name == "lag" else 1) for v in values)
+            bar = "".join(BARS[min(len(BARS) - 1, round(h * (len(BARS) - 1)))] for h in heights)
+            now = (f"{values[-1]:,.0f}" if name != "lag" else f"{values[-1]:.1f}") if values else "0"
+            color = "36" if name != "lag" else "33"
+            lines.append([("2", f"  {name:<10} "), (color, f"{bar:>{room}}"), (None, f" {now}{unit}")])
+        return lines
+
+    def _relay(self, width):
+        d = self.demo
+        color = STATE_COLOR.get(d.health.state, "33")
+        text = d.health.sentence
+        if d.health.state != "dead":
+            text = f"{d.health.state}: {text}"
+        lines = wrap(text, width - 14)[:2] + [""]
+        return [[(None, "  relay    "), (color, f"{DOT} {lines[0]}")], [(color, f"             {lines[1]}")]]
+
+    def _steps(self, width, room):
+        """The latest steps, the one of now in bold; older ones shrink to what fits."""
+        d = self.demo
+        out = []
+        steps = list(d.steps)
+        for i, (at, text) in enumerate(reversed(steps)):
+            now = i == 0 and not d.finished
+            lines = wrap(text, width - 12)
+            block = [[("32" if not now else "1;33", f"  {NOW if now else DONE} "),
+                      ("2", f"{clock(at):>5} "), ("1" if now else "2", f" {lines[0]}")]]
+            block += [[(None, " " * 10), ("1" if now else "2", f" {more}")] for more in lines[1:]]
+            if out and len(out) + len(block) > room:
+                break
+            out = block + out
+        return out[-room:]
+
+    @staticmethod
+    def _columns(width):
+        topic = 26 if width >= 96 else 12
+        return topic, 9, 21
+
+    def _heading(self, width):
+        topic, key, kind = self._columns(width)
+        names = "id, outbox-seq" + (", tenant" if width >= 96 else "")
+        return f"  {'Last events':<14}{'topic':<{topic}}{'key':<{key}} {'headers: type':<{kind}} {names}"
+
+    def _events(self, width, room):
+        topic, key, kind = self._columns(width)
+        out = []
+        for at, name, k, headers in list(self.demo.records.last)[-room:]:
+            stamp = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
+            name = name if topic > 20 else name.replace("outbox.event.", "")
+            event_id = headers.get("id", "?")
+            rest = f" {event_id if width >= 120 else event_id[:8] + ELLIPSIS} {headers.get('outbox-seq', '?'):>6}"
+            rest += f" {headers.get('tenant', '')}" if width >= 96 else ""
+            out.append([("2", f"  {stamp:<14}"), (None, f"{name:<{topic}}"), ("36", f"{k:<{key}}"),
+                        (None, f" {headers.get('type', '?'):<{kind}}"), ("2", rest)])
+        return out + [[]] * (room - len(out))
+
+    def _foot(self, width):
+        d = self.demo
+        return [[]] + [[(code, f"  {text}")] for code, text in d.foot] if d.foot else []
