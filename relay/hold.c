@@ -15,7 +15,7 @@
 #include <string.h>
 
 #define KEYS_SIZE 4096      /* hash buckets */
-#define LOOK      1000      /* keys with a request that hold_requested.sql shows at a time */
+#define LOOK      200       /* keys with a request that are looked at before events flow again */
 #define WINDOW    1000000LL /* seqs one statement scans for a topic's rows */
 
 struct parked_key {
@@ -24,7 +24,8 @@ struct parked_key {
 	size_t len;
 	uint64_t events;
 	int64_t oldest_us;
-	int going; /* what is behind its head follows */
+	int64_t first; /* no seq of it below this one is parked */
+	int going;     /* what is behind its head follows */
 	struct parked_key *next;
 };
 
@@ -49,13 +50,17 @@ struct hold {
 	struct relay *r;
 	struct topics *topics;
 	struct pr_pg *pg;
+	int failed; /* Postgres, not Kafka, ended the session */
 	struct parked_key *hash[KEYS_SIZE];
 	uint64_t keys, events;
 	struct pending *pending;
 	size_t pending_n, pending_cap;
 	struct entry *entries; /* by id, new ones last */
 	int requested;         /* look at the requests without being asked */
-	int more;              /* there were more requests than one look shows */
+	int more;              /* there were more requests than one look shows: go on behind this key */
+	char *look_topic, *look_key;
+	struct snapshot turn_from; /* of the turn that the last waiting event came with, and its text */
+	char *turn_from_text;
 };
 
 struct hold *hold_new(struct relay *r, struct topics *topics)
@@ -103,8 +108,27 @@ void hold_free(struct hold *h)
 		return;
 	forget_all(h);
 	free(h->pending);
+	free(h->look_topic);
+	free(h->look_key);
+	snapshot_release(&h->turn_from);
+	free(h->turn_from_text);
 	pr_pg_close(h->pg);
 	free(h);
+}
+
+int hold_failed(struct hold *h)
+{
+	int failed = h->failed;
+
+	h->failed = 0;
+	return failed;
+}
+
+/* Passes rc on, and remembers a failure. */
+static int result(struct hold *h, int rc)
+{
+	h->failed |= rc < 0;
+	return rc;
 }
 
 static int connect_pg(struct hold *h, struct pr_err *err)
@@ -158,7 +182,7 @@ static struct parked_key *park_key(
 	k->topic = topic;
 	k->key = memcpy(pr_calloc(len + 1, 1), key, len);
 	k->len = len;
-	k->oldest_us = INT64_MAX;
+	k->oldest_us = k->first = INT64_MAX;
 	*slot = k;
 	h->keys++;
 	return k;
@@ -178,10 +202,15 @@ static void unpark_key(struct hold *h, const struct topic *topic, const char *ke
 	free(k);
 }
 
-int hold_is_parked(const struct hold *h, const struct topic *topic, const struct span *key)
+int hold_is_parked(const struct hold *h, const struct topic *topic, const struct event *e)
 {
+	const struct parked_key *k;
+
+	if (h->keys == 0)
+		return 0;
 	/* slot_of only reads; it takes no const because its result may be written through. */
-	return h->keys > 0 && *slot_of((struct hold *)(uintptr_t)h, topic, key->s, key->n) != NULL;
+	k = *slot_of((struct hold *)(uintptr_t)h, topic, e->key.s, e->key.n);
+	return k && e->seq >= k->first;
 }
 
 int hold_park(struct hold *h, struct topic *topic, const struct event *e, int head, const char *reason,
@@ -207,6 +236,8 @@ int hold_park(struct hold *h, struct topic *topic, const struct event *e, int he
 			KS("reason", reason), KS("hint", "postrider parked list"));
 	k->events++;
 	h->events++;
+	if (e->seq < k->first)
+		k->first = e->seq;
 	if (e->created_us < k->oldest_us)
 		k->oldest_us = e->created_us;
 	return 0;
@@ -312,38 +343,90 @@ static int64_t waiting_topics(const struct hold *h)
 	return n;
 }
 
-/* The entry that e widens; a new one when none may be. Lowering a range is safe only for a topic's only
- * entry: below a later one lie rows that an earlier, frozen one has. */
-static struct entry *entry_for(struct hold *h, struct topic *topic, const struct event *e, struct pr_err *err)
+/* A range is a box: seqs times the transactions between two snapshots. Two boxes of one topic must not share
+ * a row, and a box must not grow over a row that was published: what it holds goes exactly once.
+ *
+ * Above its lowest seq the newest box may grow: since it began, all rows of its topic have waited. Below
+ * that, rows of its first turn may be on the topic. A row there (a late commit) begins a box of its own, of
+ * this turn on, which lies beside every box that ends with an earlier turn. Within a turn rows ascend, so a
+ * box that reaches into this one and lies higher was made before a crash, and the turn is read again. Had it
+ * begun with this turn, it may grow downwards: nothing of the turn that is not below e was committed. Else
+ * the row fits no box and is parked by its seq, to go as soon as the topic has no boxes left. */
+enum place { PLACE_NEWEST, PLACE_NEW, PLACE_PARKED };
+
+static enum place place_of(
+	const struct hold *h, const struct topic *topic, const struct event *e, struct entry **ret_newest)
 {
 	struct entry *newest = NULL;
+	int beside = 1, first = 1; /* all boxes, all but the newest, leave this turn's rows from e on alone */
 
-	for (struct entry *w = h->entries; w; w = w->next)
-		if (w->topic == topic)
-			newest = w;
-	if (newest && !newest->frozen && (topic->waiting == 1 || e->seq >= newest->from_seq))
-		return newest;
-	if (!newest && waiting_topics(h) >= setting(&h->r->conf->limits.waiting_topics)) {
+	for (struct entry *w = h->entries; w; w = w->next) {
+		if (w->topic != topic)
+			continue;
+		newest = w;
+		first = beside;
+		if (!(h->turn_from_text && snapshot_covers(&h->turn_from, &w->seen_to)) &&
+			e->seq <= w->to_seq)
+			beside = 0;
+	}
+	*ret_newest = newest;
+	if (h->turn_from_text && snapshot_finished(&h->turn_from, e->xid))
+		return PLACE_PARKED; /* an old xid from elsewhere: no box of ours would show it */
+	if (newest && !newest->frozen && e->seq >= newest->from_seq)
+		return PLACE_NEWEST;
+	if (beside)
+		return PLACE_NEW;
+	return first && newest && !newest->frozen &&
+			       (newest->from ? h->turn_from_text &&
+						       strcmp(newest->from, h->turn_from_text) == 0
+					     : !h->turn_from_text)
+		       ? PLACE_NEWEST
+		       : PLACE_PARKED;
+}
+
+static struct entry *begin_entry(
+	struct hold *h, struct topic *topic, const struct event *e, struct pr_err *err)
+{
+	struct entry *w;
+
+	if (!topic->waiting && waiting_topics(h) >= setting(&h->r->conf->limits.waiting_topics)) {
 		(void)pr_fail(err, PR_STOP, "%" PRId64 " topics are waited for, no more are allowed",
 			waiting_topics(h));
 		(void)pr_hint(err, "create the topics, or raise limits.waiting_topics");
 		return NULL;
 	}
-	newest = add_entry(h, topic);
-	newest->from_seq = newest->to_seq = e->seq;
-	if (set_snapshot(&newest->from, &newest->seen_from, e->batch->turn->from.snapshot, err) < 0)
-		return NULL;
-	return newest;
+	w = add_entry(h, topic);
+	w->from_seq = w->to_seq = e->seq;
+	return set_snapshot(&w->from, &w->seen_from, h->turn_from_text, err) < 0 ? NULL : w;
+}
+
+/* Held back by its seq, and with nothing before it: it goes when its topic takes events again. */
+static int park_to_go(struct hold *h, struct topic *topic, const struct event *e, struct pr_err *err)
+{
+	struct parked_key *k = *slot_of(h, topic, e->key.s, e->key.n);
+
+	if (hold_park(h, topic, e, 0, "its topic cannot be written to", topic->code, err) < 0)
+		return -1;
+	if (!k)
+		(*slot_of(h, topic, e->key.s, e->key.n))->going = 1;
+	return 0;
 }
 
 int hold_wait(struct hold *h, struct topic *topic, const struct event *e, struct pr_err *err)
 {
 	struct entry *w;
+	enum place place;
 
 	for (w = h->entries; w; w = w->next)
 		if (w->topic == topic && w->to && covers_event(w, e))
 			return 0; /* read again after a crash */
-	w = entry_for(h, topic, e, err);
+	if (set_snapshot(&h->turn_from_text, &h->turn_from, e->batch->turn->from.snapshot, err) < 0)
+		return -1;
+	place = place_of(h, topic, e, &w);
+	if (place == PLACE_PARKED)
+		return park_to_go(h, topic, e, err);
+	if (place == PLACE_NEW)
+		w = begin_entry(h, topic, e, err);
 	if (!w || set_snapshot(&w->to, &w->seen_to, e->batch->turn->to.snapshot, err) < 0)
 		return -1;
 	if (e->seq < w->from_seq)
@@ -422,7 +505,7 @@ static int abandon(struct hold *h, struct pr_err *err)
 	return -1;
 }
 
-int hold_flush(struct hold *h, struct pr_err *err)
+static int flush(struct hold *h, struct pr_err *err)
 {
 	if (!anything_to_flush(h))
 		return 0;
@@ -436,6 +519,11 @@ int hold_flush(struct hold *h, struct pr_err *err)
 	 * held back again, which changes nothing. */
 	FAULT(held_back_before_position);
 	return 0;
+}
+
+int hold_flush(struct hold *h, struct pr_err *err)
+{
+	return result(h, flush(h, err));
 }
 
 /* ---------------------------------------------------------------- at a start */
@@ -459,6 +547,7 @@ static int load_parked(struct hold *h, struct pr_err *err)
 			k->oldest_us = strtoll(PQgetvalue(res, i, 3), NULL, 10);
 			/* Its head has left, or was skipped, and we died before we let the others follow. */
 			k->going |= PQgetvalue(res, i, 4)[0] != 't';
+			k->first = strtoll(PQgetvalue(res, i, 5), NULL, 10);
 			h->events += k->events;
 		}
 		rc = k ? 0 : -1;
@@ -531,7 +620,7 @@ static int waiting_is_out(struct hold *h, int64_t entry, int64_t through, size_t
 	return pr_pg_run(h->pg, sql_hold_wait_through, 3, params, err);
 }
 
-int hold_load(struct hold *h, const struct pr_position *committed, struct pr_err *err)
+static int load(struct hold *h, const struct pr_position *committed, struct pr_err *err)
 {
 	forget_all(h);
 	if (connect_pg(h, err) < 0)
@@ -547,6 +636,11 @@ int hold_load(struct hold *h, const struct pr_position *committed, struct pr_err
 	h->requested = 1; /* asked for while we were away */
 	hold_report(h);
 	return 0;
+}
+
+int hold_load(struct hold *h, const struct pr_position *committed, struct pr_err *err)
+{
+	return result(h, load(h, committed, err));
 }
 
 /* ---------------------------------------------------------------- release */
@@ -595,13 +689,18 @@ static struct parked_key *requested_key(struct hold *h, const PGresult *res, int
 	struct topic *topic =
 		topics_get(h->topics, PQgetvalue(res, i, 0), (size_t)PQgetlength(res, i, 0), err);
 
-	return topic ? park_key(h, topic, PQgetvalue(res, i, 1), (size_t)PQgetlength(res, i, 1), err) : NULL;
+	struct parked_key *k =
+		topic ? park_key(h, topic, PQgetvalue(res, i, 1), (size_t)PQgetlength(res, i, 1), err) : NULL;
+
+	if (k && k->first == INT64_MAX)
+		k->first = 0; /* parked by somebody else: we do not know where it begins */
+	return k;
 }
 
 /* Skips what is to be skipped of a key; marks it as going when its head has left or may go. */
 static int look_at_key(struct hold *h, struct parked_key *k, struct pr_err *err)
 {
-	const char *params[3] = { k->topic->name, k->key, "1" };
+	const char *params[2] = { k->topic->name, k->key };
 	PGresult *res = pr_pg_exec(h->pg, sql_hold_skip, 2, params, err);
 	uint64_t skipped;
 
@@ -615,39 +714,55 @@ static int look_at_key(struct hold *h, struct parked_key *k, struct pr_err *err)
 			KI("events", skipped));
 	k->events -= skipped < k->events ? skipped : k->events;
 	h->events -= skipped < h->events ? skipped : h->events;
-	res = pr_pg_exec(h->pg, sql_hold_key_head, 3, params, err);
+	res = pr_pg_exec(h->pg, sql_hold_may_go, 2, params, err);
 	if (!res)
 		return -1;
-	k->going |= PQntuples(res) == 0 || strcmp(PQgetvalue(res, 0, 1), "retry") == 0;
+	k->going |= PQgetvalue(res, 0, 0)[0] == 't';
 	PQclear(res);
 	return k->going ? pr_pg_run(h->pg, sql_hold_let_go, 2, params, err) : 0;
 }
 
-static int look_at_requests(struct hold *h, struct pr_err *err)
+static void set_text(char **text, const char *value)
 {
+	free(*text);
+	*text = pr_strdup(value);
+}
+
+/* From the beginning, or from where the last look ended. */
+static int look_at_requests(struct hold *h, int anew, struct pr_err *err)
+{
+	char limit[24];
+	const char *params[3] = { anew ? NULL : h->look_topic, anew ? NULL : h->look_key, limit };
 	PGresult *res;
 	struct parked_key *k;
-	int rc = 0;
+	int n, rc = 0;
 
+	(void)snprintf(limit, sizeof(limit), "%d", LOOK);
 	if (connect_pg(h, err) < 0)
 		return -1;
-	res = pr_pg_exec(h->pg, sql_hold_requested, 0, NULL, err);
+	res = pr_pg_exec(h->pg, sql_hold_requested, 3, params, err);
 	if (!res)
 		return -1;
-	h->more = PQntuples(res) == LOOK;
-	for (int i = 0; rc == 0 && i < PQntuples(res); i++) {
+	n = PQntuples(res);
+	for (int i = 0; rc == 0 && i < n; i++) {
 		k = requested_key(h, res, i, err);
 		rc = k ? look_at_key(h, k, err) : -1;
+	}
+	h->more = n == LOOK;
+	if (h->more) {
+		set_text(&h->look_topic, PQgetvalue(res, n - 1, 0));
+		set_text(&h->look_key, PQgetvalue(res, n - 1, 1));
 	}
 	PQclear(res);
 	return rc;
 }
 
+/* While rows of its topic wait, among them may be some of the key that are older than what is parked. */
 static struct parked_key *going_key(const struct hold *h)
 {
 	for (size_t i = 0; i < KEYS_SIZE; i++)
 		for (struct parked_key *k = h->hash[i]; k; k = k->next)
-			if (k->going && !k->topic->missing)
+			if (k->going && !k->topic->missing && !k->topic->waiting)
 				return k;
 	return NULL;
 }
@@ -741,6 +856,9 @@ static int waiting_slice(
 	put_literal(h, &where, h->r->conf->route.topic);
 	pr_buf_puts(&where, ", '${aggregatetype}', aggregatetype)) = ");
 	put_literal(h, &where, w->topic->name);
+	/* A row whose key was parked lies in the range all the same: it passes by, and is skipped if it was.
+	 */
+	pr_buf_puts(&where, " AND NOT EXISTS (SELECT FROM outbox.skipped AS s WHERE s.seq = event.seq)");
 	ret->batch = read_batch(h, where.s, most, &cut, err);
 	pr_buf_free(&where);
 	if (!ret->batch)
@@ -754,7 +872,7 @@ static int waiting_slice(
 	return 0;
 }
 
-int hold_next_release(struct hold *h, int requested, const struct pr_mark *covered, size_t most,
+static int next_release(struct hold *h, int requested, const struct pr_mark *covered, size_t most,
 	struct release *ret, struct pr_err *err)
 {
 	struct parked_key *k;
@@ -763,7 +881,7 @@ int hold_next_release(struct hold *h, int requested, const struct pr_mark *cover
 	memset(ret, 0, sizeof(*ret));
 	k = h->keys > 0 ? going_key(h) : NULL;
 	if (requested || h->requested || (h->more && !k)) {
-		if (look_at_requests(h, err) < 0)
+		if (look_at_requests(h, requested || h->requested, err) < 0)
 			return -1;
 		h->requested = 0;
 		hold_report(h);
@@ -774,6 +892,12 @@ int hold_next_release(struct hold *h, int requested, const struct pr_mark *cover
 	if (free_entry_of(h, covered, &w, err) < 0)
 		return -1;
 	return w ? waiting_slice(h, w, most, ret, err) : 0;
+}
+
+int hold_next_release(struct hold *h, int requested, const struct pr_mark *covered, size_t most,
+	struct release *ret, struct pr_err *err)
+{
+	return result(h, next_release(h, requested, covered, most, ret, err));
 }
 
 static void entry_is_out(struct hold *h, const struct release *rel)
@@ -824,7 +948,7 @@ static int parked_are_out(struct hold *h, const struct release *rel, struct pr_e
 	return rc;
 }
 
-int hold_released(struct hold *h, const struct release *rel, struct pr_err *err)
+static int released(struct hold *h, const struct release *rel, struct pr_err *err)
 {
 	if (connect_pg(h, err) < 0)
 		return -1;
@@ -838,6 +962,11 @@ int hold_released(struct hold *h, const struct release *rel, struct pr_err *err)
 	}
 	hold_report(h);
 	return 0;
+}
+
+int hold_released(struct hold *h, const struct release *rel, struct pr_err *err)
+{
+	return result(h, released(h, rel, err));
 }
 
 int hold_refused(

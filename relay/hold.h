@@ -16,7 +16,9 @@ void hold_free(struct hold *h);
 
 /* Reads what is held back, after finishing what the last transaction's position says was released. */
 int hold_load(struct hold *h, const struct pr_position *committed, struct pr_err *err) PR_MUSTCHECK;
-int hold_is_parked(const struct hold *h, const struct topic *topic, const struct span *key);
+/* Whether e stands behind a parked event of its key. One that was read again after a crash may stand before
+ * it: that one is free. */
+int hold_is_parked(const struct hold *h, const struct topic *topic, const struct event *e);
 
 /* Notes an event as held back; hold_flush makes it durable. head: this event itself was refused. */
 int hold_park(struct hold *h, struct topic *topic, const struct event *e, int head, const char *reason,
@@ -44,6 +46,9 @@ int hold_released(struct hold *h, const struct release *rel, struct pr_err *err)
 /* The slice's only event was refused again: it stays, at the head of its key. */
 int hold_refused(struct hold *h, const struct release *rel, const char *reason, const char *code,
 	struct pr_err *err) PR_MUSTCHECK;
+
+/* Whether one of these failed for Postgres since the last call: then Kafka is not to blame. */
+int hold_failed(struct hold *h);
 
 /* Copies counts to the relay's health. */
 void hold_report(struct hold *h);

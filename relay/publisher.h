@@ -13,6 +13,7 @@ struct failure {
 	int64_t seq;         /* of the event; 0 unknown */
 	struct topic *topic; /* NULL unknown */
 	int misfit;          /* we refused it ourselves: its topic is well */
+	int position;        /* it was the position record: no event is to blame */
 	char text[160];
 };
 
@@ -57,7 +58,8 @@ struct publisher {
 
 	struct release releasing;
 	size_t release_limit;
-	int64_t wait_us; /* how long a shipment may wait for its first event */
+	struct topic *look_next; /* whose turn it is to be asked about */
+	int64_t wait_us;         /* how long a shipment may wait for its first event */
 	uint64_t request_seen;
 	unsigned failures; /* sessions in a row that came to nothing */
 };

@@ -11,6 +11,7 @@
 #define MORE_US      (20 * PR_MS)
 #define POSITION_TAG ((void *)1) /* opaque of position records */
 
+/* seq -1: the position record. */
 static void note(struct publisher *p, rd_kafka_resp_err_t code, int64_t seq, struct topic *topic)
 {
 	struct failure *f = &p->failure;
@@ -19,8 +20,9 @@ static void note(struct publisher *p, rd_kafka_resp_err_t code, int64_t seq, str
 		return; /* the first, but a refusal says more than the purges that follow it */
 	f->set = 1;
 	f->code = code;
-	f->seq = seq;
+	f->seq = seq > 0 ? seq : 0;
 	f->topic = topic;
+	f->position = seq < 0;
 	(void)snprintf(f->text, sizeof(f->text), "%s", rd_kafka_err2str(code));
 }
 
@@ -33,7 +35,7 @@ void ship_report(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque)
 	if (m->_private == POSITION_TAG) {
 		p->position_in_flight = 0;
 		if (m->err)
-			note(p, m->err, 0, NULL);
+			note(p, m->err, -1, NULL);
 		return;
 	}
 	if (m->err)
@@ -119,6 +121,10 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 		return pr_fail(err, PR_RETRY, "the producer's queue stayed full for kafka.timeout");
 	if (code && pr_kafka_kind(code) == PR_REJECT)
 		return park(p, topic, e, code, NULL, err);
+	/* The transaction has failed already: asked for another, the client says why. */
+	if (code == RD_KAFKA_RESP_ERR__STATE && p->exactly_once &&
+		pr_kafka_take(rd_kafka_begin_transaction(p->rk), err, "produce") < 0)
+		return -1;
 	if (code)
 		return pr_kafka_fail(err, code, "produce");
 	topic->n_events++;
@@ -155,7 +161,7 @@ int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
 		return -1;
 	if (p->releasing.key)
 		return ship_released(p, topic, e, err);
-	if (hold_is_parked(p->hold, topic, &e->key)) {
+	if (hold_is_parked(p->hold, topic, e)) {
 		e->held = 1;
 		return hold_park(p->hold, topic, e, 0, "behind an earlier event of its key", "", err);
 	}
@@ -198,6 +204,7 @@ static int take_batch(struct publisher *p, int64_t deadline_us)
 int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err)
 {
 	size_t most_bytes = (size_t)setting(&p->r->conf->limits.batch_bytes), held = 0;
+	int64_t began = pr_mono_us();
 	int taken = 0;
 
 	/* Counted by what was taken: events held back cost a position and their memory all the same. */
@@ -206,8 +213,10 @@ int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err)
 		if (!take_batch(p, taken ? more_by(p) : deadline_us))
 			break;
 		if (p->current->n > 0) {
-			if (ship_event(p, &p->current->ev[p->offset], err) < 0)
+			if (ship_event(p, &p->current->ev[p->offset], err) < 0) {
+				p->shipped = p->events;
 				return -1;
+			}
 			if (p->current->ev[p->offset].held)
 				held += record_size(&p->current->ev[p->offset]);
 			p->offset++;
@@ -221,6 +230,9 @@ int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err)
 		}
 		if (taken % 256 == 0)
 			(void)rd_kafka_poll(p->rk, 0);
+		/* Topics seen for the first time cost milliseconds each, and the transaction is open. */
+		if (taken % 16 == 0 && pr_mono_us() - began > p->r->conf->kafka.timeout_us / 4)
+			break;
 	}
 	p->shipped = p->events;
 	return taken;
@@ -255,12 +267,18 @@ void ship_acknowledged(struct publisher *p, const struct batch *b, size_t from, 
 {
 	int64_t now = pr_wall_us() + atomic_load(&source_clock_skew_us);
 	uint64_t published = 0;
+	struct topic *topic;
 	double seconds;
 
 	for (size_t i = from; i < k; i++) {
 		if (b->ev[i].held || b->ev[i].foreign)
 			continue;
 		published++;
+		topic = topics_of(p->topics, &b->ev[i], NULL);
+		if (topic && !topic->proven) {
+			topic->proven = 1;
+			topic->looks = 0;
+		}
 		seconds = (double)(now - b->ev[i].created_us) / (double)PR_SEC;
 		pr_observe(p->r->m.insert_to_ack, seconds < 0 ? 0 : seconds);
 	}

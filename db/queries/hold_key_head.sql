@@ -1,2 +1,2 @@
--- The first events of a key, in order, and whether the very first may go.
-SELECT seq, coalesce(request, '') FROM outbox.parked WHERE topic = $1 AND left(key, 100) = left($2, 100) AND key = $2 ORDER BY seq LIMIT $3::int
+-- The first events of a key, in order.
+SELECT seq FROM outbox.parked WHERE topic = $1 AND left(key, 100) = left($2, 100) AND key = $2 ORDER BY seq LIMIT $3::int

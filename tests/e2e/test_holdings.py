@@ -1,0 +1,200 @@
+"""tests/e2e/test_holdings.py -- parked keys inside waiting ranges, and ranges beside each other: what is held back
+twice over leaves once, and in order.
+"""
+import json
+import random
+
+import pytest
+
+from outbox import Outbox, by_key, unique
+from wait import stays, wait_until
+
+# Compressed, a record may pass where its size says no; the tests are about sizes.
+PLAIN = {"kafka": {"properties": ["compression.codec=none"], "timeout": "5s"}}
+MODES = ("exactly_once", "at_least_once")
+
+
+@pytest.fixture
+def outbox(pg_server, kafka):
+    """outbox(delivery=..., limits=...) makes one; closed at the end."""
+    made = []
+
+    def make(delivery="exactly_once", limits=None, **kafka_more):
+        config = {"kafka": {**PLAIN["kafka"], **kafka_more}, "limits": limits or {}}
+        made.append(Outbox(pg_server, kafka, "hold", delivery=delivery, config=config))
+        return made[-1]
+    yield make
+    for o in made:
+        o.close()
+
+
+def noise(n, seed=0):
+    """n bytes of JSON that do not compress."""
+    return json.dumps(random.Random(seed).randbytes(n // 2 + 1).hex()[:n - 2])
+
+
+def waiting(o):
+    """Events and ranges that wait."""
+    return o.sql("SELECT coalesce(sum(events), 0)::int, count(*)::int FROM outbox.waiting")[0]
+
+
+def nothing_held(o, timeout=20):
+    wait_until(lambda: not o.parked() and waiting(o)[1] == 0, timeout, "nothing to be held back")
+
+
+def ask(o, what, key):
+    """An operator's answer for every event of a key."""
+    assert o.one("SELECT outbox.parked_request_key(topic, key, %s) FROM outbox.parked WHERE key = %s LIMIT 1",
+                 (what, key)) > 0
+
+
+def pause(o):
+    o.run("pause", check=True)
+    o.wait_state("paused")
+
+
+def parked_inside_a_range(o):
+    """A is parked, its topic goes away, B waits before and behind one more of A."""
+    kind, topic = o.kind(1, {"max.message.bytes": "2000"})
+    o.publish(kind, "A", noise(3000), type="1")
+    o.publish(kind, "B", type="1")
+    assert by_key(o.read(topic, 1)) == {"B": ["1"]}
+    o.wait_parked(1)
+    o.kafka.delete_topic(topic)
+    o.publish(kind, "B", type="2")
+    wait_until(lambda: waiting(o) == (1, 1), 30, "B to wait")
+    o.publish(kind, "A", type="2")
+    o.wait_parked(2)
+    o.publish(kind, "B", type="3")
+    wait_until(lambda: waiting(o) == (2, 1), 15, "B to wait")
+    return topic
+
+
+# ---------------------------------------------------------------- parked rows inside a range
+
+def test_parked_inside_a_range(outbox):
+    """A range is a range: between B's rows lies one of the parked key A. When the topic is there again and the
+    operator has let A go, A's row left with its key, and once more with the range."""
+    o = outbox().start()
+    topic = parked_inside_a_range(o)
+    ask(o, "retry", "A")
+    o.kafka.create_topic(topic, 1, {"max.message.bytes": "100000"})
+    nothing_held(o)
+    records = o.read(topic, 4)
+    assert by_key(records) == {"A": ["1", "2"], "B": ["2", "3"]}
+    o.wait_state("ok")
+    assert (o.relay.metric("postrider_parked_events"), o.relay.metric("postrider_parked_keys")) == (0, 0)
+
+
+def test_skipped_inside_a_range(outbox):
+    """The operator skips A for ever while its topic is away. The range around A's row must not bring it back."""
+    o = outbox().start()
+    topic = parked_inside_a_range(o)
+    ask(o, "skip", "A")
+    wait_until(lambda: not o.parked(), 15, "A to be skipped")
+    o.kafka.create_topic(topic, 1)
+    nothing_held(o)
+    assert by_key(o.read(topic, 2)) == {"B": ["2", "3"]}
+
+
+def test_retry_during_a_release(outbox):
+    """A@1 is refused while its range is released, and parked; A@3, new, is parked behind it. The operator
+    retries before the release has reached A@2: it is older than A@3, so the key must not go yet."""
+    o = outbox(limits={"batch_bytes": "64kB"}).start()
+    kind = unique("order")
+    topic = "outbox.event." + kind
+    o.publish(kind, "A", noise(3000), type="1")
+    o.many(kind, [f"f{i % 7}" for i in range(3000)], payload=noise(900))
+    o.publish(kind, "A", type="2")
+    wait_until(lambda: waiting(o)[0] == 3002, 30, "all to wait")
+    o.kafka.create_topic(topic, 1, {"max.message.bytes": "2000"})
+    o.wait_parked(1)
+    pause(o)
+    assert waiting(o)[1] > 0, "the release was over before the pause"
+    o.kafka.set_topic_config(topic, {"max.message.bytes": "100000"})
+    o.publish(kind, "A", type="3")
+    ask(o, "retry", "A")
+    o.run("resume", check=True)
+    nothing_held(o)
+    records = by_key(o.read(topic, 3003))
+    assert records.pop("A") == ["1", "2", "3"]
+    assert sum(map(len, records.values())) == 3000
+
+
+# ---------------------------------------------------------------- ranges
+
+def test_late_row_below_a_range(outbox):
+    """A backlog is half out when its topic is deleted: the rest waits. Then a transaction commits whose row lies
+    in the first half. A range widened down to it would hold the rows that were published, and publish them
+    again."""
+    o = outbox(limits={"batch_events": 50, "poll_max": "10ms"})
+    kind, topic = o.kind()
+    late = o.db.connect(autocommit=False)
+    insert = ("INSERT INTO outbox.event (aggregatetype, aggregateid, type) "
+              "SELECT %s, 'k' || i %% 5, i::text FROM generate_series(%s, %s) AS i")
+    o.sql(insert, (kind, 1, 10))
+    with late.cursor() as cur:
+        cur.execute("INSERT INTO outbox.event (aggregatetype, aggregateid, type) VALUES (%s, 'late', 'late')", (kind,))
+    o.sql(insert, (kind, 11, 6000))
+    o.start()
+    wait_until(lambda: len(o.read(topic)) > 100, 30, "the first half", interval_max=0.01)
+    pause(o)
+    out = {r.key + r.headers[0][1]: r for r in o.read(topic)}
+    n = len(o.read(topic))
+    assert n < 6000 and len(out) == n, "all was out before the pause"
+    o.kafka.delete_topic(topic)
+    o.run("resume", check=True)
+    wait_until(lambda: waiting(o)[0] == 6000 - n, 60, "the second half to wait")
+    late.commit()
+    late.close()
+    wait_until(lambda: waiting(o)[0] == 6001 - n, 15, "the late row to wait")
+    o.kafka.create_topic(topic, 1)
+    nothing_held(o)
+    want = {f"k{k}": [str(i) for i in range(n + 1, 6001) if i % 5 == k] for k in range(5)}
+    assert by_key(o.read(topic, 6001 - n)) == {**want, "late": ["late"]}
+
+
+def test_what_waits_is_bounded(outbox):
+    """Rows that are held back cost memory as well until their position is written: ten thousand of 20 kB at once
+    would be 200 MB."""
+    o = outbox(limits={"batch_bytes": "4MB"})
+    kind = unique("big")
+    o.sql("INSERT INTO outbox.event (aggregatetype, aggregateid, type, payload_bytes) "
+          "SELECT %s, 'k' || i %% 3, i::text, decode(repeat(md5(i::text), 1250), 'hex') "
+          "FROM generate_series(1, 8000) AS i", (kind,))
+    o.relay.start()
+    peak = [0]
+
+    def held():
+        peak[0] = max(peak[0], o.relay.rss_kb())
+        return waiting(o)[0] == 8000
+    wait_until(held, 30, "all to wait", interval_max=0.005)
+    assert peak[0] < 80 << 10, f"{peak[0]} kB"
+
+
+# ---------------------------------------------------------------- who is to blame
+
+@pytest.mark.parametrize("delivery", MODES)
+def test_refused_position_parks_nobody(outbox, delivery):
+    """Somebody lowers max.message.bytes of the position topic. The broker refuses the position, not the events:
+    none may be parked for it, and /readyz names the topic."""
+    o = outbox(delivery).start()
+    kind, topic = o.kind()
+    o.publish(kind, "a", type="1")
+    o.read(topic, 1)
+    positions = "postrider.positions." + o.name
+    o.kafka.set_topic_config(positions, {"cleanup.policy": "compact", "max.message.bytes": "60"})
+    o.many(kind, ["a", "b", "c"], 2)
+    seen = []
+
+    def named():
+        answer = o.readyz()[1]
+        seen.append(answer)
+        return answer["state"] == "error" and "position record" in answer["sentence"] and positions in answer["hint"]
+    wait_until(named, 30, "the position to be named", interval_max=0.01)
+    stays(lambda: o.parked() == [], 1, "nobody parked")
+    o.kafka.set_topic_config(positions, {"cleanup.policy": "compact"})
+    records = {k: list(dict.fromkeys(v)) for k, v in by_key(o.read(topic, 4)).items()}
+    assert records == {"a": ["1", "2"], "b": ["3"], "c": ["4"]}
+    assert delivery == "at_least_once" or len(o.read(topic)) == 4
+    o.wait_state("ok")
