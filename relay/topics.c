@@ -9,6 +9,8 @@
 #include <string.h>
 
 #define HASH_SIZE 16384 /* a power of two, more than limits.topics twice over would be slow, not wrong */
+#define KNOWN_US  (60 * PR_SEC) /* what the cluster said of a topic is believed so long over sessions */
+#define MARK      "${aggregatetype}"
 
 /* Routes: what stands in the row -> topic. kind 't' by the row's topic, 'a' by its aggregatetype. */
 struct route {
@@ -20,6 +22,7 @@ struct route {
 
 struct topics {
 	struct relay *r;
+	int one_for_all; /* the template names one topic, whatever the aggregatetype */
 	struct route *hash[HASH_SIZE];
 	struct topic *all;
 	int64_t n;
@@ -30,6 +33,7 @@ struct topics *topics_new(struct relay *r)
 	struct topics *t = pr_calloc(1, sizeof(*t));
 
 	t->r = r;
+	t->one_for_all = !strstr(r->conf->route.topic, MARK);
 	return t;
 }
 
@@ -99,13 +103,12 @@ static struct topic *make_topic(struct topics *t, const char *name, struct pr_er
 /* The template with ${aggregatetype} put in; malloc'd. */
 static char *expand(const char *template, const struct span *aggregatetype)
 {
-	static const char mark[] = "${aggregatetype}";
-	const char *at = strstr(template, mark);
+	const char *at = strstr(template, MARK);
 
 	if (!at)
 		return pr_strdup(template);
 	return pr_asprintf("%.*s%.*s%s", (int)(at - template), template, (int)aggregatetype->n,
-		aggregatetype->s, at + sizeof(mark) - 1);
+		aggregatetype->s, at + sizeof(MARK) - 1);
 }
 
 static struct topic *find(struct topics *t, char kind, const struct span *name, struct pr_err *err)
@@ -127,7 +130,7 @@ static struct topic *find(struct topics *t, char kind, const struct span *name, 
 		return NULL;
 	route = pr_calloc(1, sizeof(*route));
 	route->kind = kind;
-	route->name.s = memcpy(pr_malloc(name->n), name->s, name->n);
+	route->name.s = memcpy(pr_malloc(name->n + 1), name->s, name->n);
 	route->name.n = name->n;
 	route->topic = topic;
 	route->next = t->hash[h];
@@ -137,7 +140,11 @@ static struct topic *find(struct topics *t, char kind, const struct span *name, 
 
 struct topic *topics_of(struct topics *t, const struct event *e, struct pr_err *err)
 {
-	return e->topic.s ? find(t, 't', &e->topic, err) : find(t, 'a', &e->aggregatetype, err);
+	static const struct span any = { "", 0 };
+
+	if (e->topic.s)
+		return find(t, 't', &e->topic, err);
+	return find(t, 'a', t->one_for_all ? &any : &e->aggregatetype, err);
 }
 
 struct topic *topics_get(struct topics *t, const char *name, size_t len, struct pr_err *err)
@@ -152,11 +159,10 @@ struct topic *topics_all(struct topics *t)
 	return t->all;
 }
 
-void topics_forget(struct topic *topic)
+void topics_doubt(struct topics *t)
 {
-	if (topic->rkt)
-		rd_kafka_topic_destroy(topic->rkt);
-	topic->rkt = NULL;
+	for (struct topic *topic = t->all; topic; topic = topic->next)
+		topic->asked_us = 0;
 }
 
 void topics_miss(struct topic *topic, const char *reason, const char *code)
@@ -168,7 +174,24 @@ void topics_miss(struct topic *topic, const char *reason, const char *code)
 	(void)snprintf(topic->reason, sizeof(topic->reason), "%s", reason);
 	(void)snprintf(topic->code, sizeof(topic->code), "%s", code);
 	topic->look_at_us = pr_mono_us() + pr_backoff_us(topic->looks++, PR_SEC / 4, 5 * PR_SEC);
-	topics_forget(topic);
+	topic->proven = 0;
+	topic->asked_us = 0;
+	if (topic->rkt)
+		rd_kafka_topic_destroy(topic->rkt);
+	topic->rkt = NULL;
+}
+
+static void learn(struct topic *topic, const struct pr_topic_info *info)
+{
+	topic->partitions = info->partitions;
+	topic->max_bytes = info->max_message_bytes > 0 ? info->max_message_bytes : INT64_MAX;
+	topic->asked_us = pr_mono_us();
+}
+
+static int open_handle(struct topic *topic, rd_kafka_t *rk, struct pr_err *err)
+{
+	topic->rkt = rd_kafka_topic_new(rk, topic->name, NULL);
+	return topic->rkt ? 0 : pr_kafka_fail(err, rd_kafka_last_error(), topic->name);
 }
 
 int topics_look(struct topics *t, struct topic *topic, rd_kafka_t *rk, struct pr_err *err)
@@ -178,6 +201,8 @@ int topics_look(struct topics *t, struct topic *topic, rd_kafka_t *rk, struct pr
 
 	if (topic->rkt || (topic->missing && pr_mono_us() < topic->look_at_us))
 		return 0;
+	if (!topic->missing && topic->asked_us && pr_mono_us() - topic->asked_us < KNOWN_US)
+		return open_handle(topic, rk, err);
 	if (pr_kafka_topic_info(rk, topic->name, (int)(t->r->conf->kafka.timeout_us / PR_MS), &info, &why) <
 		0) {
 		if (why.kind == PR_RETRY) {
@@ -194,13 +219,8 @@ int topics_look(struct topics *t, struct topic *topic, rd_kafka_t *rk, struct pr
 	if (topic->missing)
 		pr_log(PR_INFO, "topic is there now", KS("topic", topic->name));
 	topic->missing = 0;
-	topic->looks = 0;
-	topic->partitions = info.partitions;
-	topic->max_bytes = info.max_message_bytes > 0 ? info.max_message_bytes : INT64_MAX;
-	topic->rkt = rd_kafka_topic_new(rk, topic->name, NULL);
-	if (!topic->rkt)
-		return pr_kafka_fail(err, rd_kafka_last_error(), topic->name);
-	return 0;
+	learn(topic, &info);
+	return open_handle(topic, rk, err);
 }
 
 int topics_ask_again(struct topics *t, struct topic *topic, rd_kafka_t *rk, int now, struct pr_err *err)
@@ -218,10 +238,8 @@ int topics_ask_again(struct topics *t, struct topic *topic, rd_kafka_t *rk, int 
 		*err = why;
 		return -1;
 	}
-	if (!info.exists)
-		return 0;
-	topic->partitions = info.partitions;
-	topic->max_bytes = info.max_message_bytes > 0 ? info.max_message_bytes : INT64_MAX;
+	if (info.exists)
+		learn(topic, &info);
 	return 0;
 }
 

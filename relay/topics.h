@@ -12,8 +12,10 @@ struct topic {
 	int valid;             /* a name Kafka accepts */
 	int partitions;
 	int64_t max_bytes;  /* of a record; INT64_MAX unknown */
+	int64_t asked_us;   /* monotonic: when the cluster said so; 0: ask before using it */
 	int64_t look_at_us; /* monotonic: when to ask about it again */
-	unsigned looks;     /* times it was missing in a row */
+	unsigned looks;     /* times it was missing since it last took an event: it may be there and refuse */
+	int proven;         /* took an event since it was last missing */
 	char reason[128], code[64];
 	struct pr_series *published, *published_bytes;
 	uint64_t n_events, n_bytes; /* of the open shipment */
@@ -31,20 +33,21 @@ struct topic *topics_of(struct topics *t, const struct event *e, struct pr_err *
 struct topic *topics_get(struct topics *t, const char *name, size_t len, struct pr_err *err);
 struct topic *topics_all(struct topics *t);
 
-/* Asks the cluster about a topic unless that was done: 0, with missing set or not; -1 when Kafka cannot be
- * asked. */
+/* Asks the cluster about a topic unless that was done lately: 0, with missing set or not; -1 when Kafka
+ * cannot be asked. */
 int topics_look(struct topics *t, struct topic *topic, rd_kafka_t *rk, struct pr_err *err) PR_MUSTCHECK;
 void topics_miss(
 	struct topic *topic, const char *reason, const char *code); /* refused: wait, ask again later */
 
-/* What is known of the topic may be old: the next look asks again. */
-void topics_forget(struct topic *topic);
+/* What is known of the topics may be wrong: the next look asks again. */
+void topics_doubt(struct topics *t);
 
-/* The producer is about to be destroyed: drops the handles. */
 /* Asks anew about a topic that is there, for its limits may have been raised: at once when now, else once a
  * second. */
 int topics_ask_again(
 	struct topics *t, struct topic *topic, rd_kafka_t *rk, int now, struct pr_err *err) PR_MUSTCHECK;
+
+/* The producer is about to be destroyed: drops the handles. */
 void topics_drop_handles(struct topics *t);
 
 #endif
