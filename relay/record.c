@@ -25,18 +25,26 @@ static void uuid_text(const unsigned char id[16], char out[36])
 }
 
 /* RFC 3339 with microseconds; the part down to the second is kept, for it rarely changes. */
-static size_t created_text(struct record_maker *m, int64_t us, char out[40])
+static size_t created_text(struct record_maker *m, int64_t us, char out[48])
 {
 	int64_t second = us >= 0 ? us / PR_SEC : (us - (PR_SEC - 1)) / PR_SEC;
-	int fraction = (int)(us - second * PR_SEC);
+	unsigned fraction = (unsigned)(us - second * PR_SEC);
 	char full[64];
+	size_t n;
 
-	if (m->second != second || !m->stamp[0]) {
+	if (m->second != second || m->stamp_len == 0) {
 		(void)pr_rfc3339(second * PR_SEC, full);
-		(void)snprintf(m->stamp, sizeof(m->stamp), "%.*s", (int)(strcspn(full, ".")), full);
+		m->stamp_len =
+			(size_t)snprintf(m->stamp, sizeof(m->stamp), "%.*s", (int)strcspn(full, "."), full);
 		m->second = second;
 	}
-	return (size_t)snprintf(out, 40, "%s.%06dZ", m->stamp, fraction);
+	n = m->stamp_len;
+	memcpy(out, m->stamp, n);
+	out[n] = '.';
+	for (size_t i = 6; i > 0; i--, fraction /= 10)
+		out[n + i] = (char)('0' + fraction % 10);
+	out[n + 7] = 'Z';
+	return n + 8;
 }
 
 static size_t decimal(uint64_t v, char out[24])
@@ -117,7 +125,7 @@ static rd_kafka_headers_t *make_headers(struct record_maker *m, const struct eve
 {
 	rd_kafka_headers_t *headers = rd_kafka_headers_new(8);
 	struct span trace = traceparent(&e->trace);
-	char buf[40];
+	char buf[48];
 
 	uuid_text(e->id, buf);
 	add(headers, "id", 2, buf, 36);

@@ -10,6 +10,7 @@ struct record_maker {
 	struct pr_buf scratch;
 	int64_t second; /* of which stamp holds the text */
 	char stamp[32];
+	size_t stamp_len;
 };
 void record_maker_release(struct record_maker *m);
 
