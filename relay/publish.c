@@ -18,6 +18,7 @@
 
 #define IDLE_US    (50 * PR_MS)
 #define BATCH_SIZE 1000000 /* librdkafka's batch.size by default */
+#define LOOKS      20      /* topics asked about between two shipments */
 
 static void wait_us(struct publisher *p, int64_t us)
 {
@@ -196,6 +197,7 @@ static int read_position(struct publisher *p, const struct identity *who, struct
 static int open_session(struct publisher *p, const struct identity *who, struct pr_err *err)
 {
 	memset(&p->failure, 0, sizeof(p->failure));
+	(void)hold_failed(p->hold);
 	if (open_producer(p, err) < 0 || (p->exactly_once && init_transactions(p, err) < 0))
 		return -1;
 	if (read_position(p, who, err) < 0)
@@ -233,6 +235,8 @@ static int is_of_topic(rd_kafka_resp_err_t code)
  * a sequence number out of order. Either way some event of this shipment may be the cause. */
 static int may_be_poison(const struct failure *f, const struct pr_err *err)
 {
+	if (f->position)
+		return 0;
 	if (strstr(err->code, "OUT_OF_ORDER_SEQUENCE_NUMBER"))
 		return 1;
 	return f->set && (pr_kafka_kind(f->code) == PR_REJECT ||
@@ -310,31 +314,97 @@ static const char *restart_reason(const struct publisher *p, const struct pr_err
 	return "error";
 }
 
+/* AddPartitionsToTxn is refused as a whole, and no record is reported: of the topics in the open shipment,
+ * the one alone, or the only one that has not taken an event since it was last missing. NULL: cannot be told.
+ */
+static struct topic *suspect(const struct publisher *p)
+{
+	struct topic *only = NULL, *unproven = NULL;
+	int n = 0, n_unproven = 0;
+
+	for (struct topic *t = topics_all(p->topics); t; t = t->next) {
+		if (t->n_events == 0)
+			continue;
+		only = t;
+		n++;
+		if (!t->proven) {
+			unproven = t;
+			n_unproven++;
+		}
+	}
+	return n == 1 ? only : n_unproven == 1 ? unproven : NULL;
+}
+
+static int is_denied(const struct pr_err *err)
+{
+	return strcmp(err->code, "TOPIC_AUTHORIZATION_FAILED") == 0;
+}
+
+/* The topic to blame; *ret_why and *ret_code say for what. */
+static struct topic *bad_topic(
+	const struct publisher *p, const struct pr_err *err, const char **ret_why, const char **ret_code)
+{
+	const struct failure *f = &p->failure;
+
+	if (f->set && !f->misfit && f->topic && is_of_topic(f->code)) {
+		*ret_why = f->text;
+		*ret_code = rd_kafka_err2name(f->code);
+		return f->topic;
+	}
+	*ret_why = rd_kafka_err2str(RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
+	*ret_code = err->code;
+	return is_denied(err) && !f->position ? suspect(p) : NULL;
+}
+
 /* Looks at what went wrong while everything is still there; returns how long to wait before the next session.
  */
 static int64_t judge(struct publisher *p, const struct pr_err *err)
 {
-	if (p->failure.set && !p->failure.misfit && p->failure.topic && is_of_topic(p->failure.code)) {
-		topics_miss(p->failure.topic, p->failure.text, rd_kafka_err2name(p->failure.code));
+	const char *why, *code;
+	struct topic *topic = bad_topic(p, err, &why, &code);
+
+	if (topic) {
+		topics_miss(topic, why, code);
 		return 0;
 	}
-	if (may_be_poison(&p->failure, err) || err->kind == PR_REJECT) {
+	if (is_denied(err) && p->shipped > 1 && !p->releasing.batch && !p->failure.position) {
+		p->limit = p->shipped / 2; /* until one topic is alone; no event is to blame */
+		return 0;
+	}
+	if (!p->failure.position && !is_denied(err) &&
+		(may_be_poison(&p->failure, err) || err->kind == PR_REJECT)) {
 		if (p->releasing.batch)
 			release_failed(p);
 		else
 			isolate(p);
 		return p->failures++ < 50 ? 0 : PR_SEC;
 	}
+	if (strcmp(err->code, SHIP_SMALLER) != 0) { /* the cause may be what we believe of a topic */
+		topics_doubt(p->topics);
+		p->topic_checked = 0;
+	}
 	return pr_backoff_us(p->failures++, 20 * PR_MS, 2 * PR_SEC);
 }
 
-static void session_failed(struct publisher *p, const struct pr_err *err)
+/* Inside a transaction a refused position looks like a refused commit. */
+static void name_position(const struct publisher *p, struct pr_err *err)
+{
+	if (!p->failure.position || err->kind == PR_STOP)
+		return;
+	(void)pr_kafka_fail(err, p->failure.code, "position record");
+	(void)pr_hint(err, "look at the settings and rights of the topic %s", p->position_topic);
+	err->kind = PR_RETRY;
+}
+
+static void session_failed(struct publisher *p, struct pr_err *err)
 {
 	struct relay *r = p->r;
+	int of_postgres = hold_failed(p->hold);
 	int64_t delay;
 
 	if (p->rk) /* the reports may say more than the call that failed */
 		(void)rd_kafka_poll(p->rk, 0);
+	name_position(p, err);
 	if (!pipe_is(&r->pipe, p->generation) && err->kind == PR_RETRY) {
 		close_producer(p); /* the reader began anew: nothing is wrong with us */
 		return;
@@ -344,13 +414,20 @@ static void session_failed(struct publisher *p, const struct pr_err *err)
 		relay_stop(r, err->exit);
 	} else if (!may_be_poison(&p->failure, err) && strcmp(err->code, SHIP_SMALLER) != 0 &&
 		   !atomic_load(&r->stopping)) {
-		health_trouble(r, TROUBLE_KAFKA, err);
+		health_trouble(r, of_postgres ? TROUBLE_POSTGRES : TROUBLE_KAFKA, err);
 	}
 	pr_counter_add(pr_series_get(r->m.restarts, (const char *const[]){ restart_reason(p, err) }), 1);
 	delay = judge(p, err);
 	close_producer(p);
+	if (of_postgres && delay > 0) { /* the reader, begun anew, would say that all is well */
+		wait_us(p, delay);
+		delay = 0;
+	}
 	if (is_fenced(err)) {
-		pr_log_err(PR_WARN, "another producer has our transactional id: giving the lock up", err);
+		pr_log_err(PR_WARN,
+			"fenced: another producer has our transactional id, or the transaction took longer "
+			"than kafka.timeout; giving the lock up",
+			err);
 		pipe_fenced(&r->pipe, p->generation);
 	} else {
 		pipe_reset(&r->pipe, p->generation);
@@ -371,6 +448,24 @@ static void went_well(struct publisher *p)
 	p->limit = p->limit * 2 < most ? p->limit * 2 : most;
 }
 
+/* Whether the topics that are waited for are there again; a few at a time, for events wait meanwhile. */
+static int look_at_topics(struct publisher *p, struct pr_err *err)
+{
+	struct topic *t = p->look_next ? p->look_next : topics_all(p->topics);
+	int64_t now = pr_mono_us();
+	int n = 0;
+
+	for (; t && n < LOOKS; t = t->next) {
+		if (t->rkt || !(t->waiting || t->missing) || (t->missing && now < t->look_at_us))
+			continue;
+		n++;
+		if (topics_look(p->topics, t, p->rk, err) < 0)
+			return -1;
+	}
+	p->look_next = t;
+	return 0;
+}
+
 /* One slice of what was held back, if any may go. 1: one went. */
 static int release_some(struct publisher *p, struct pr_err *err)
 {
@@ -380,9 +475,8 @@ static int release_some(struct publisher *p, struct pr_err *err)
 
 	if (p->r->conf->source.engine != PR_ENGINE_TABLE)
 		return 0;
-	for (struct topic *t = topics_all(p->topics); t; t = t->next)
-		if ((t->waiting || t->missing) && !t->rkt && topics_look(p->topics, t, p->rk, err) < 0)
-			return -1;
+	if (look_at_topics(p, err) < 0)
+		return -1;
 	p->request_seen = request;
 	if (hold_next_release(p->hold, requested, &p->committed.from, p->release_limit, &p->releasing, err) <
 		0)

@@ -14,7 +14,7 @@ static int failed(const struct publisher *p, struct pr_err *err)
 {
 	if (!p->failure.set)
 		return 0;
-	return pr_kafka_fail(err, p->failure.code, "delivery");
+	return pr_kafka_fail(err, p->failure.code, p->failure.position ? "position record" : "delivery");
 }
 
 /* Batches from the oldest on whose events are all acknowledged; then the produced part of the current one. */
