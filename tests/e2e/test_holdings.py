@@ -183,7 +183,7 @@ def test_refused_position_parks_nobody(outbox, delivery):
     o.publish(kind, "a", type="1")
     o.read(topic, 1)
     positions = "postrider.positions." + o.name
-    o.kafka.set_topic_config(positions, {"cleanup.policy": "compact", "max.message.bytes": "60"})
+    o.kafka.set_topic_config(positions, {"cleanup.policy": "compact", "max.message.bytes": "150"})
     o.many(kind, ["a", "b", "c"], 2)
     seen = []
 
