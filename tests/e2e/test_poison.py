@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from checker import murmur2_partition
 from outbox import Outbox, by_key, header, unique
 from wait import stays, wait_until
 
@@ -65,12 +64,6 @@ def outcome(done):
     return {o["key"]: (o["outcome"], o["events"]) for o in map(json.loads, done.stdout.splitlines())}
 
 
-def sends_one_each(o, kind, topic, keys, before):
-    """What flows, flows on: one more event of each key arrives."""
-    o.many(kind, keys, 1000)
-    wait_until(lambda: len(o.read(topic)) >= before + len(keys), 15, "the others to flow")
-
-
 # ---------------------------------------------------------------- too large
 
 def test_larger_than_the_topic_allows(post):
@@ -126,13 +119,13 @@ def test_refused_by_the_broker(post):
     kind, topic = post.kind(2, {"max.message.bytes": "5000"})
     keys = [f"k{i}" for i in range(8)]
     n = 400
-    fits = 5000 - 256 - len("k3") - len("777") - len("{}")  # by our estimate; traceparent makes it too much
+    fits = 5000 - 256 - len("k3") - len("1133") - len("{}")  # by our estimate; traceparent makes it too much
     with post.db.connect(autocommit=False) as c, c.cursor() as cur:
         for i in range(n):
             big = i in (133, 301)
             cur.execute("INSERT INTO outbox.event (aggregatetype, aggregateid, type, payload, tracingspancontext) "
                         "VALUES (%s, %s, %s, %s, %s)",
-                        (kind, "k3" if big else keys[i % 8], "777" if big else str(i),
+                        (kind, "k3" if big else keys[i % 8], str(1000 + i) if big else str(i),
                          noise(fits, i) if big else '{}', TRACE if big else None))
         c.commit()
     c.close()
@@ -142,7 +135,7 @@ def test_refused_by_the_broker(post):
             for k in keys}
     assert read_keys(post, topic, sum(map(len, want.values()))) == want
     heads = post.parked("key, type, head")
-    assert heads[0] == ("k3", "777", True) and {h[:1] + h[2:] for h in heads[1:]} == {("k3", False)}
+    assert heads[0] == ("k3", "1133", True) and {h[:1] + h[2:] for h in heads[1:]} == {("k3", False)}
     post.wait_state("warn")
     assert post.relay.metric("postrider_parked_keys") == 1
 
@@ -152,17 +145,17 @@ def test_refused_by_the_broker(post):
     left = [i for i in behind if i > 301]
     assert outcome(done) == {"k3": ("skipped", len(left) + 1)}
     rows = post.parked("type, head, attempts")
-    assert rows[0] == ("777", True, 1) and len(rows) == len(left) + 1
+    assert rows[0] == ("1301", True, 1) and len(rows) == len(left) + 1
     want["k3"] += [str(i) for i in behind if i < 301]
     assert read_keys(post, topic, sum(map(len, want.values()))) == want
     # The audit says who gave it up, and why.
     (audit,) = post.sql("SELECT id::text, topic, key, type, skipped_by, reason, code FROM outbox.skipped "
                         "WHERE topic = %s", (topic,))
-    assert audit[:5] == (first, topic, "k3", "777", "postgres") and audit[5]
+    assert audit[:5] == (first, topic, "k3", "1133", "postgres") and audit[5]
     # A larger limit, and the rest goes.
     post.kafka.set_topic_config(topic, {"max.message.bytes": "6000"})
     assert outcome(post.run("parked", "release", "-t", topic, "--json", check=True)) == {"k3": ("released", 0)}
-    want["k3"] += ["777"] + [str(i) for i in left]
+    want["k3"] += ["1301"] + [str(i) for i in left]
     assert read_keys(post, topic, sum(map(len, want.values()))) == want
     post.wait_state("ok")
 
@@ -236,7 +229,9 @@ def test_not_a_topic_name(pg_server, kafka):
         o.wait_parked(3)
         assert o.parked("topic, code, head")[0] == (f"{word}.{long}", "TOPIC_EXCEPTION", True)
         assert o.relay.status()["waiting"] == []
-        done = o.run("parked", "skip", "-k", "k", "-t", f"{word}.{long}", "--yes", "--json")
+        done = o.run("parked", "retry", "-k", "k", "--json")
+        assert outcome(done) == {"k": ("still_parked", 3)} and o.parked("attempts")[0] == (2,)
+        done = o.run("parked", "skip", "-k", "k", "--yes", "--json")
         assert outcome(done) == {"k": ("skipped", 2)}
         assert o.parked("type, head, attempts") == [("1", True, 1), ("2", False, 0)]
 
@@ -287,10 +282,10 @@ def test_topic_that_comes_later(post):
     assert m["postrider_lag_seconds"] > 0
 
     post.kafka.create_topic(topic, 3)
-    while waiting(post):  # the writer does not wait for the relay
+    for _ in range(40):  # the writer does not wait for the relay
         post.many(kind, [keys[n % 7] for n in range(50)], sent)
         sent += 50
-        assert sent < 100000
+    wait_until(lambda: not waiting(post), 20, "the waiting to go")
     post.many(kind, [keys[n % 7] for n in range(50)], sent)
     sent += 50
     got = read_keys(post, topic, sent)
@@ -453,7 +448,7 @@ def test_parked_once_counted_once(pg_server, kafka):
         o.many(kind, ["a", "b"], 2)
         o.relay.wait(20)
         assert len(o.parked()) >= 1
-        o.start_again = o.relay.start()
+        o.relay.start()
         assert by_key(o.read(topic, 1)) == {"b": ["3"]}
         o.wait_parked(2)
         wait_until(lambda: o.relay.metric("postrider_parked_keys") == 1, 10, "the key")
@@ -465,17 +460,17 @@ def test_parked_once_counted_once(pg_server, kafka):
 
 
 def test_more_keys_than_one_look(pg_server, kafka):
-    """`parked release` of more than a thousand keys: the relay looks at a thousand requests at a time, and
-    must look again."""
+    """`parked release` of hundreds of keys: the relay looks at so many requests at a time, and must look
+    again."""
     with Outbox(pg_server, kafka, "lots", delivery="at_least_once", config=PLAIN) as o:
         kind, topic = o.kind(1, {"max.message.bytes": "1000"})
         o.start()
-        o.many(kind, [f"k{i}" for i in range(1050)], payload=noise(1500))
-        o.wait_parked(1050, 30)
-        assert o.relay.metric("postrider_parked_keys") == 1050
+        o.many(kind, [f"k{i}" for i in range(260)], payload=noise(1500))
+        o.wait_parked(260, 30)
+        assert o.relay.metric("postrider_parked_keys") == 260
         o.kafka.set_topic_config(topic, {"max.message.bytes": "100000"})
-        o.run("parked", "release", "-t", topic, "--wait", "60s", check=True, timeout=90)
-        assert len(first_seen(o.read(topic, 1050))) == 1050
+        o.run("parked", "release", "-t", topic, "--wait", "30s", check=True)
+        assert len(first_seen(o.read(topic, 260))) == 260
         o.wait_state("ok")
 
 
@@ -499,8 +494,9 @@ def test_database_refuses_to_hold(post):
         post.publish(kind, "a", noise(1500))
         post.publish(kind, "b")
         answer = post.wait_state("error")
-        assert "disk_full" in answer["sentence"] or "disk" in answer["sentence"], answer
-        assert post.read(topic) == []
+        assert "disk_full" in answer["sentence"], answer
+        if post.relay.config["delivery"] == "exactly_once":
+            assert post.read(topic) == []
     assert read_keys(post, topic, 1) == {"b": ["T"]}
     post.wait_parked(1)
     post.wait_state("warn")
@@ -517,7 +513,8 @@ def test_skip_in_two_halves(post):
     with broken(post, "UPDATE"):
         post.sql("UPDATE outbox.relay SET request = request + 1")
         wait_until(lambda: len(post.parked()) == 3 or post.readyz()[1]["state"] == "error", 10, "the first half")
-        stays(lambda: len(post.read(topic)) in (0, 3), 0.3, "all or nothing")
+        if post.relay.config["delivery"] == "exactly_once":
+            stays(lambda: len(post.read(topic)) in (0, 3), 0.3, "all or nothing")
     assert read_keys(post, topic, 3) == {"a": ["2", "3", "4"]}
     wait_until(lambda: not post.parked(), 10, "nothing to be parked")
     post.wait_state("ok")

@@ -28,15 +28,15 @@ def header(record, name):
 
 
 def read_topic(kafka, topic, n=0, timeout=20):
-    """All records as a read_committed consumer sees them, by partition and offset, as soon as there are at
-    least n. With a consumer of its own: in librdkafka 2.0 one that knew a topic which is deleted never
+    """All records as a read_committed consumer sees them, by partition and offset, as soon as n different
+    events are there. With a consumer of its own: in librdkafka 2.0 one that knew a topic which is deleted never
     closes."""
     from confluent_kafka import Consumer, KafkaError, TopicPartition
     c = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "nobody", "enable.auto.commit": False,
                   "isolation.level": "read_committed", "enable.partition.eof": True, "log_level": 0,
                   "auto.offset.reset": "error", "fetch.wait.max.ms": 10, "fetch.message.max.bytes": 8 << 20,
                   "reconnect.backoff.max.ms": 200})
-    records, at_end = [], set()
+    records, ids, at_end = [], set(), set()
     partitions = list(c.list_topics(topic, 10).topics[topic].partitions)
     c.assign([TopicPartition(topic, p, 0) for p in partitions])
 
@@ -46,13 +46,15 @@ def read_topic(kafka, topic, n=0, timeout=20):
                 at_end.discard(m.partition())
                 records.append(Record(m.topic(), m.partition(), m.offset(), m.key(), m.headers() or [], m.value(),
                                       m.timestamp()[1], m.timestamp()[0]))
+                ids.add(header(records[-1], "id"))
             elif m.error().code() == KafkaError._PARTITION_EOF:
                 at_end.add(m.partition())
-        return len(records) >= n and len(at_end) == len(partitions)
+        return len(ids) >= n and len(at_end) == len(partitions)
     try:
         wait_until(done, timeout, f"{n} records on {topic}", interval=0.001, interval_max=0.01)
     except WaitTimeout:
-        raise AssertionError(f"{len(records)} of {n} records on {topic} after {timeout} s") from None
+        raise AssertionError(f"{len(ids)} of {n} events on {topic} after {timeout} s: "
+                             f"{str(by_key(records))[:2000]}") from None
     finally:
         c.unassign()
         c.close()
