@@ -317,13 +317,25 @@ static int end_offset(const char *brokers, const struct pr_strs *properties, con
 	return 0;
 }
 
-/* Reads [start, end) and keeps the newest record. 0 when the end was reached. */
+static int decode_record(const rd_kafka_message_t *m, const char *topic, struct pr_position *ret,
+	int *ret_found, struct pr_err *err)
+{
+	if (!m)
+		return 0;
+	if (pr_position_decode(m->payload, m->len, ret, err) < 0)
+		return pr_wrap(err, "%s offset %" PRId64, topic, m->offset);
+	*ret_found = 1;
+	return 0;
+}
+
+/* Reads [start, end) and decodes the newest record: what stands before it does not matter any more, also
+ * when it is not one of ours. 0 when the end was reached. */
 static int read_newest(rd_kafka_t *rk, const char *topic, int64_t start, int64_t end, int timeout_ms,
 	struct pr_position *ret, int *ret_found, struct pr_err *err)
 {
 	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
 	int64_t give_up = pr_mono_us() + timeout_ms * PR_MS;
-	rd_kafka_message_t *m = NULL;
+	rd_kafka_message_t *m = NULL, *newest = NULL;
 	int rc = -1;
 
 	rd_kafka_topic_partition_list_add(list, topic, 0)->offset = start;
@@ -339,7 +351,7 @@ static int read_newest(rd_kafka_t *rk, const char *topic, int64_t start, int64_t
 			continue;
 		if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
 			if (m->offset >= end) {
-				rc = 0;
+				rc = decode_record(newest, topic, ret, ret_found, err);
 				goto out;
 			}
 		} else if (m->err) {
@@ -348,17 +360,18 @@ static int read_newest(rd_kafka_t *rk, const char *topic, int64_t start, int64_t
 				goto out;
 			}
 		} else if (m->payload) {
-			if (pr_position_decode(m->payload, m->len, ret, err) < 0) {
-				(void)pr_wrap(err, "%s offset %" PRId64, topic, m->offset);
-				goto out;
-			}
-			*ret_found = 1;
+			if (newest)
+				rd_kafka_message_destroy(newest);
+			newest = m;
+			m = NULL;
 		}
 	}
 	(void)pr_fail(err, PR_RETRY, "topic \"%s\" could not be read to offset %" PRId64 " within %d ms",
 		topic, end, timeout_ms);
 	(void)pr_hint(err, "an open transaction of another producer on this topic holds its readers back");
 out:
+	if (newest)
+		rd_kafka_message_destroy(newest);
 	if (m)
 		rd_kafka_message_destroy(m);
 	rd_kafka_topic_partition_list_destroy(list);
