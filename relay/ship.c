@@ -22,7 +22,7 @@ static void note(struct publisher *p, rd_kafka_resp_err_t code, int64_t seq, str
 	f->code = code;
 	f->seq = seq > 0 ? seq : 0;
 	f->topic = topic;
-	f->position = seq < 0;
+	f->position = seq < 0 && pr_kafka_kind(code) == PR_REJECT; /* one that was purged has no fault */
 	(void)snprintf(f->text, sizeof(f->text), "%s", rd_kafka_err2str(code));
 }
 

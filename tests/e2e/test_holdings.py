@@ -1,6 +1,7 @@
 """tests/e2e/test_holdings.py -- parked keys inside waiting ranges, and ranges beside each other: what is held back
 twice over leaves once, and in order.
 """
+import ctypes
 import json
 import random
 
@@ -198,3 +199,66 @@ def test_refused_position_parks_nobody(outbox, delivery):
     assert records == {"a": ["1", "2"], "b": ["3"], "c": ["4"]}
     assert delivery == "at_least_once" or len(o.read(topic)) == 4
     o.wait_state("ok")
+
+
+@pytest.fixture(scope="module")
+def strict_kafka():
+    """A broker that knows rights: deny(topic) leaves everybody only reading, allow(topic) gives writing back."""
+    import servers
+    if not servers.kafka_jars():
+        pytest.skip("no Kafka jars: run make setup with Maven Central within reach")
+    k = servers.Kafka(quick=True, config={
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true", "super.users": "User:admin"}).start().warm()
+
+    def allow(topic, *operations):
+        # python3-confluent-kafka 1.7 knows no rights; librdkafka does.
+        rd, text = ctypes.CDLL("librdkafka.so.1"), ctypes.create_string_buffer(200)
+        for name in ("conf_new", "new", "AclBinding_new", "queue_new", "queue_poll", "event_CreateAcls_result",
+                     "CreateAcls_result_acls", "acl_result_error"):
+            getattr(rd, "rd_kafka_" + name).restype = ctypes.c_void_p
+        conf = ctypes.c_void_p(rd.rd_kafka_conf_new())
+        rd.rd_kafka_conf_set(conf, b"bootstrap.servers", k.bootstrap.encode(), text, 200)
+        rk = ctypes.c_void_p(rd.rd_kafka_new(0, conf, text, 200))
+        rules = [rd.rd_kafka_AclBinding_new(2, topic.encode(), 3, b"User:*", b"*", operation, 3, text, 200)
+                 for operation in operations]
+        queue = ctypes.c_void_p(rd.rd_kafka_queue_new(rk))
+        rd.rd_kafka_CreateAcls(rk, (ctypes.c_void_p * len(rules))(*rules), ctypes.c_size_t(len(rules)), None, queue)
+        event = ctypes.c_void_p(rd.rd_kafka_queue_poll(queue, 20000))
+        assert event and rd.rd_kafka_event_error(event) == 0
+        rd.rd_kafka_event_destroy(event)
+        rd.rd_kafka_queue_destroy(queue)
+        rd.rd_kafka_destroy(rk)
+    # Once there is a rule for a topic, all that no rule allows is denied.
+    k.deny = lambda topic: allow(topic, 3, 8)  # may be read and described
+    k.allow = lambda topic: allow(topic, 4)  # and written to
+    yield k
+    k.kill()
+
+
+@pytest.mark.parametrize("delivery", MODES)
+def test_topic_without_rights(pg_server, strict_kafka, delivery):
+    """The relay may see a topic and not write to it. In a transaction no record is reported for that: the topic is
+    found out, its events wait, none is parked, the others flow. What the relay can see says nothing new, so it
+    asks ever less often: a session for each question, four a second, would be a storm."""
+    with Outbox(pg_server, strict_kafka, "rights", delivery=delivery, config=PLAIN) as o:
+        closed, topic = o.kind()
+        other, flowing = o.kind()
+        strict_kafka.deny(topic)
+        o.start()
+        for i in range(5):
+            o.many(closed, ["a", "b"], 2 * i)
+            o.publish(other, "f", type=str(i))
+        wait_until(lambda: waiting(o)[0] == 10, 30, "the events to wait")
+        assert list(dict.fromkeys(by_key(o.read(flowing, 5))["f"])) == [str(i) for i in range(5)]
+        assert o.parked() == []
+        # 250 ms, 500 ms, 1 s, 2 s, 4 s, 5 s: not 250 ms for ever.
+        wait_until(lambda: o.relay.log_text().count("topic is there now") >= 4, 30, "some questions")
+        asked = o.relay.log_text().count("topic is there now")
+        stays(lambda: o.relay.log_text().count("topic is there now") <= asked + 3, 3, "few questions")
+        assert o.parked() == []
+        strict_kafka.allow(topic)
+        records = {k: list(dict.fromkeys(v)) for k, v in by_key(o.read(topic, 10, 30)).items()}
+        assert records == {"a": ["0", "2", "4", "6", "8"], "b": ["1", "3", "5", "7", "9"]}
+        assert delivery == "at_least_once" or len(o.read(topic)) == 10
+        nothing_held(o)
