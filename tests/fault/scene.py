@@ -11,7 +11,7 @@ import re
 import checker
 import pytest
 import servers
-from load import Load
+from load import Load, setup
 from wait import wait_until
 
 _count = itertools.count(1)
@@ -59,9 +59,7 @@ class Scene:
 
     def one(self, agg, size=100, kind=None, style="publish"):
         """One event, committed, with its truth. Returns its seq."""
-        load = Load(self.db.conninfo)  # for schema truth
-        import load as module
-        module.setup(load.conninfo)
+        setup(self.db.conninfo)
         return self.db.one("SELECT truth.txn(%s, ARRAY[%s], 1, %s, 0, %s, false), "
                            "pg_sequence_last_value('outbox.event_seq')", (kind or self.kind, agg, style, size))
 
@@ -100,9 +98,25 @@ class Scene:
 
     def drained(self, relay, timeout=10):
         """Until the relay itself says that nothing is owed (after .check() has said so)."""
-        wait_until(lambda: relay.get("/readyz")[0] == 200 and relay.metric("postrider_lag_seconds", 9) == 0 and
-                   relay.metric("postrider_pending_events", 9) == 0, timeout, "lag and pending to be 0",
-                   ignore=(OSError,))
+        seen = []
+
+        def nothing():
+            m = relay.metrics()
+            seen[:] = [relay.get("/readyz"), *(m.get(f"postrider_{x}") for x in (
+                "lag_seconds", "pending_events", "parked_events", "waiting_events", "in_flight_events"))]
+            return seen[0][0] == 200 and seen[1] == seen[2] == 0
+        try:
+            wait_until(nothing, timeout, "lag and pending to be 0", ignore=(OSError,))
+        except AssertionError as e:
+            raise AssertionError(f"{e}; readyz, lag, pending, parked, waiting, in flight: {seen}") from None
+
+    def no_lag(self, standby):
+        """Until a relay that stands by sees no lag either."""
+        try:
+            wait_until(lambda: standby.metric("postrider_lag_seconds", 9) == 0, 10, "the standby's lag to be 0")
+        except AssertionError as e:
+            raise AssertionError(f"{e}: {standby.get('/status.json')}, outbox.relay: "
+                                 f"{self.db.query('SELECT * FROM outbox.relay')}") from None
 
     def close(self):
         for load in self.loads:

@@ -90,7 +90,8 @@ def grows(relay, by=1.0, timeout=15):
 
     def more():
         seen.append(lag(relay))
-        assert seen[-1] >= seen[-2] - 0.2, f"the lag fell: {seen}"
+        # Late commits are not looked for while nothing streams, so it may give way a little.
+        assert seen[-1] >= seen[-2] - 0.5, f"the lag fell: {seen}"
         return seen[-1] - seen[0] >= by
     wait_until(more, timeout, "the lag to grow", interval=0.05)
 
