@@ -28,6 +28,7 @@ struct event {
 	unsigned is_json : 1; /* payload came from jsonb */
 	unsigned foreign : 1; /* xid that this server has not assigned yet: never published */
 	unsigned held : 1;    /* parked or waiting: not on its topic yet */
+	struct topic *on;     /* the topic it was produced to; NULL not yet */
 	struct batch *batch;  /* the one it belongs to */
 };
 

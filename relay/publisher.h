@@ -78,7 +78,7 @@ int ship_position(struct publisher *p, const struct pr_position *position, struc
 void ship_taken(const struct publisher *p, struct pr_position *ret);
 /* Counts b's first k events as acknowledged, from event `from` on. */
 void ship_acknowledged(struct publisher *p, const struct batch *b, size_t from, size_t k);
-void ship_count_topics(struct publisher *p);
+void ship_new_shipment(struct publisher *p); /* forgets which topics the last one was for */
 void ship_report(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque); /* delivery report callback */
 void ship_drop(struct publisher *p); /* frees what was taken: only when no producer knows of it any more */
 void ship_oldest(struct publisher *p);

@@ -127,8 +127,8 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 		return -1;
 	if (code)
 		return pr_kafka_fail(err, code, "produce");
+	e->on = topic;
 	topic->n_events++;
-	topic->n_bytes += e->payload.n;
 	if (!p->exactly_once)
 		e->batch->outstanding++;
 	p->events++;
@@ -267,33 +267,28 @@ void ship_acknowledged(struct publisher *p, const struct batch *b, size_t from, 
 {
 	int64_t now = pr_wall_us() + atomic_load(&source_clock_skew_us);
 	uint64_t published = 0;
-	struct topic *topic;
 	double seconds;
 
 	for (size_t i = from; i < k; i++) {
-		if (b->ev[i].held || b->ev[i].foreign)
-			continue;
+		const struct event *e = &b->ev[i];
+
+		if (!e->on)
+			continue; /* held back, or foreign */
 		published++;
-		topic = topics_of(p->topics, &b->ev[i], NULL);
-		if (topic && !topic->proven) {
-			topic->proven = 1;
-			topic->looks = 0;
-		}
-		seconds = (double)(now - b->ev[i].created_us) / (double)PR_SEC;
+		e->on->proven = 1;
+		e->on->looks = 0;
+		pr_counter_add(e->on->published, 1);
+		pr_counter_add(e->on->published_bytes, e->payload.n);
+		seconds = (double)(now - e->created_us) / (double)PR_SEC;
 		pr_observe(p->r->m.insert_to_ack, seconds < 0 ? 0 : seconds);
 	}
 	atomic_fetch_add(&p->r->published_events, published);
 }
 
-void ship_count_topics(struct publisher *p)
+void ship_new_shipment(struct publisher *p)
 {
-	for (struct topic *t = topics_all(p->topics); t; t = t->next) {
-		if (t->n_events == 0)
-			continue;
-		pr_counter_add(t->published, t->n_events);
-		pr_counter_add(t->published_bytes, t->n_bytes);
-		t->n_events = t->n_bytes = 0;
-	}
+	for (struct topic *t = topics_all(p->topics); t; t = t->next)
+		t->n_events = 0;
 }
 
 void ship_drop(struct publisher *p)

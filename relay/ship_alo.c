@@ -105,6 +105,10 @@ int ship_window(struct publisher *p, struct pr_err *err)
 		/* If we die here, nothing or everything of it may have reached the broker. */
 		FAULT(produced_before_acknowledged);
 	}
+	/* All there is has been produced: nothing to linger for. Flushing makes the broker threads send at
+	 * once. */
+	if (p->events > before && !p->mid_turn && p->events < p->limit)
+		(void)rd_kafka_flush(p->rk, 1);
 	/* While an event that was refused is looked for, one step at a time: what is known stays known. */
 	if ((int64_t)p->limit < setting(&p->r->conf->limits.batch_events))
 		if (ship_settle(p, pr_mono_us() + p->r->conf->kafka.timeout_us, err) < 0)
@@ -112,7 +116,7 @@ int ship_window(struct publisher *p, struct pr_err *err)
 	/* Nothing new to produce: the reports are what there is to wait for. */
 	if (serve(p, taken == 0 && busy ? 1 : 0, err) < 0)
 		return -1;
-	ship_count_topics(p);
+	ship_new_shipment(p);
 	return taken > 0;
 }
 
@@ -142,7 +146,7 @@ int ship_release_window(struct publisher *p, struct pr_err *err)
 	}
 	if (hold_flush(p->hold, err) < 0) /* events of a waiting topic that it refuses */
 		return -1;
-	ship_count_topics(p);
+	ship_new_shipment(p);
 	ship_acknowledged(p, b, 0, b->n);
 	/* If we die here, the rows are published but still held: they will be published again. */
 	FAULT(released_before_forgotten_alo);

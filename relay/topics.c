@@ -249,6 +249,6 @@ void topics_drop_handles(struct topics *t)
 		if (topic->rkt)
 			rd_kafka_topic_destroy(topic->rkt);
 		topic->rkt = NULL;
-		topic->n_events = topic->n_bytes = 0;
+		topic->n_events = 0;
 	}
 }

@@ -18,7 +18,7 @@ struct topic {
 	int proven;         /* took an event since it was last missing */
 	char reason[128], code[64];
 	struct pr_series *published, *published_bytes;
-	uint64_t n_events, n_bytes; /* of the open shipment */
+	uint64_t n_events;  /* of the open shipment */
 	int waiting;        /* entries of outbox.waiting: rows go there, in order, until they are out */
 	struct topic *next; /* all topics */
 };
