@@ -71,7 +71,7 @@ static void taste(const struct publisher *p, struct props *ps)
 	if (!user_has(own, "compression.codec") && !user_has(own, "compression.type"))
 		prop(ps, "compression.codec", "lz4");
 	if (!user_has(own, "linger.ms") && !user_has(own, "queue.buffering.max.ms"))
-		prop(ps, "linger.ms", "5"); /* under load; a shipment that is all there is flushed */
+		prop(ps, "linger.ms", p->exactly_once ? "5" : "1");
 	if (!user_has(own, "message.max.bytes"))
 		prop(ps, "message.max.bytes", "104857600");
 	if (!user_has(own, "reconnect.backoff.max.ms"))
@@ -102,6 +102,10 @@ static int open_producer(struct publisher *p, struct pr_err *err)
 		/* Else what is queued behind a refused batch goes out before we hear of it, and overtakes it.
 		 */
 		prop(&ps, "enable.gapless.guarantee", "true");
+		/* A broker takes any first sequence number from a producer it does not know: what is behind a
+		 * refused first batch must not be on its way yet. */
+		if ((int64_t)p->limit < setting(&conf->limits.batch_events))
+			prop(&ps, "max.in.flight", "1");
 	}
 	p->rk = pr_kafka_new(RD_KAFKA_PRODUCER, conf->kafka.brokers, &conf->kafka.properties, ps.list,
 		ship_report, p, err);
