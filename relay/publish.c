@@ -71,7 +71,7 @@ static void taste(const struct publisher *p, struct props *ps)
 	if (!user_has(own, "compression.codec") && !user_has(own, "compression.type"))
 		prop(ps, "compression.codec", "lz4");
 	if (!user_has(own, "linger.ms") && !user_has(own, "queue.buffering.max.ms"))
-		prop(ps, "linger.ms", p->exactly_once ? "5" : "1");
+		prop(ps, "linger.ms", "5"); /* under load; a shipment that is all there is flushed */
 	if (!user_has(own, "message.max.bytes"))
 		prop(ps, "message.max.bytes", "104857600");
 	if (!user_has(own, "reconnect.backoff.max.ms"))

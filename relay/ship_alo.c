@@ -105,6 +105,10 @@ int ship_window(struct publisher *p, struct pr_err *err)
 		/* If we die here, nothing or everything of it may have reached the broker. */
 		FAULT(produced_before_acknowledged);
 	}
+	/* All there is has been produced: nothing to linger for. Flushing makes the broker threads send at
+	 * once. */
+	if (p->events > before && !p->mid_turn && p->events < p->limit)
+		(void)rd_kafka_flush(p->rk, 1);
 	/* While an event that was refused is looked for, one step at a time: what is known stays known. */
 	if ((int64_t)p->limit < setting(&p->r->conf->limits.batch_events))
 		if (ship_settle(p, pr_mono_us() + p->r->conf->kafka.timeout_us, err) < 0)
