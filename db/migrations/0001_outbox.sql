@@ -603,7 +603,7 @@ FROM pg_inherits AS i
 JOIN pg_class AS c ON c.oid = i.inhrelid
 CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
 	'^FOR VALUES FROM \(''?(-?\d+)''?\) TO \(''?(-?\d+)''?\)$') AS b (bounds)
-WHERE i.inhparent = 'outbox.event'::regclass;
+WHERE i.inhparent = 'outbox.event'::regclass AND b.bounds IS NOT NULL; -- NULL: being attached or dropped right now
 COMMENT ON VIEW outbox.partitions IS
 	'the ranges of outbox.event: from_seq <= seq < to_seq; rows is the last vacuum''s estimate, NULL before it';
 

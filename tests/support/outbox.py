@@ -4,6 +4,7 @@ For tests that look at single events, or at what an operator does. Refuses to ju
 thousands of events: that is checker.py's work.
 """
 import collections
+import copy
 import itertools
 import json
 import os
@@ -72,7 +73,7 @@ class Outbox:
         self.cli.run("init", "--conninfo", self.db.conninfo, "--brokers", kafka.bootstrap, "--name", self.name,
                      check=True)
         self.conn = self.db.connect()
-        self.relay = servers.Relay(self.db.conninfo, kafka.bootstrap, name=self.name, **relay)
+        self.relay = servers.Relay(self.db.conninfo, kafka.bootstrap, name=self.name, **copy.deepcopy(relay))
 
     def close(self):
         self.relay.kill()
