@@ -620,6 +620,18 @@ static int waiting_is_out(struct hold *h, int64_t entry, int64_t through, size_t
 	return pr_pg_run(h->pg, sql_hold_wait_through, 3, params, err);
 }
 
+/* Whoever is read again must not be released as well: it would leave twice, and before its predecessors. */
+static int forget_uncovered(struct hold *h, const struct pr_position *committed, struct pr_err *err)
+{
+	char n[3][24];
+	const char *params[5] = { committed->from.snapshot, committed->to.snapshot, n[0], n[1], n[2] };
+
+	(void)snprintf(n[0], 24, "%" PRId64, committed->seq);
+	(void)snprintf(n[1], 24, "%" PRId64, committed->top);
+	(void)snprintf(n[2], 24, "%" PRId64, committed->from.low);
+	return pr_pg_run(h->pg, sql_hold_forget_uncovered, 5, params, err);
+}
+
 static int load(struct hold *h, const struct pr_position *committed, struct pr_err *err)
 {
 	forget_all(h);
@@ -631,7 +643,7 @@ static int load(struct hold *h, const struct pr_position *committed, struct pr_e
 	if (committed->released_topic &&
 		waiting_is_out(h, committed->released_entry, committed->released_seq, 0, err) < 0)
 		return -1;
-	if (load_parked(h, err) < 0 || load_waiting(h, err) < 0)
+	if (forget_uncovered(h, committed, err) < 0 || load_parked(h, err) < 0 || load_waiting(h, err) < 0)
 		return -1;
 	h->requested = 1; /* asked for while we were away */
 	hold_report(h);

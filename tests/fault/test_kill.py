@@ -165,6 +165,28 @@ def test_held_back_before_position(scene, pg_server, kafka, delivery):
 
 
 @both
+def test_held_back_before_position_and_asked_for(scene, pg_server, kafka, delivery):
+    """Story: parked, and the relay died before the position stepped over it; meanwhile the operator made
+    room and asked for a retry. The relay released the key first and then read the same events again: its
+    earlier ones came late, the released ones twice."""
+    s = small_topic(scene, pg_server, kafka, delivery)
+    many = "SELECT truth.txn(%s, ARRAY['a1', 'a2'], 20, 'bulk', 0, 50, false)"
+    s.one("a1")
+    s.db.query(many, (s.kind,))
+    poison(s, "a1")
+    s.db.query(many, (s.kind,))
+    relay = s.relay()
+    dies(relay, "held_back_before_position:1")
+    assert s.parked() == 21
+    enlarge(s)
+    retry_all(s)
+    relay.start()
+    s.check(deaths=1)
+    wait_until(lambda: s.parked() == 0, 10, "nothing to be parked")
+    s.drained(relay)
+
+
+@both
 def test_held_back_before_position_of_a_missing_topic(scene, pg_server, kafka, delivery):
     """Story: rows of a topic that is not there yet are a range in Postgres, and the position has not
     stepped over them: the same rows again may not be a second range, or they go out twice."""
