@@ -211,6 +211,9 @@ void batch_position(const struct batch *b, size_t k, struct pr_position *p)
 		pr_mark_copy(&p->to, &t->to);
 		p->seq = b->ev[k - 1].seq;
 	}
+	/* Batches before this one may go with it, and a late row's seq is below theirs. */
+	if (b->before > p->top)
+		p->top = b->before;
 	/* top counts foreign rows too when the whole batch is done: they were seen. */
 	if (k == b->n && b->top > p->top)
 		p->top = b->top;

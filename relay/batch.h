@@ -46,6 +46,7 @@ struct batch {
 	size_t bytes;        /* of rows */
 	int ends_turn;       /* its last event is the last of the difference */
 	int64_t oldest_us;   /* smallest created_us; INT64_MAX when empty */
+	int64_t before;      /* highest seq of everything before it */
 	int64_t top;         /* highest seq of its rows, foreign ones too; 0 when empty */
 	uint64_t generation; /* of the pipe when it was read */
 	size_t outstanding;  /* at_least_once: delivery reports still owed */

@@ -638,6 +638,14 @@ static void note_foreign(const struct event *e)
 		atomic_store(&source_foreign.first_seq, e->seq);
 }
 
+static struct batch *new_batch(struct source *s, size_t cap)
+{
+	struct batch *b = batch_new(s->turn, cap);
+
+	b->before = s->pos.top;
+	return b;
+}
+
 static int take_row(
 	struct source *s, char *row, size_t len, struct reading *r, put_fn put, void *ctx, struct pr_err *err)
 {
@@ -647,7 +655,7 @@ static int take_row(
 		if (put_held(s, put, ctx, err) < 0)
 			goto failed;
 	if (!s->held)
-		s->held = batch_new(s->turn, s->piece < SLICE ? s->piece : SLICE);
+		s->held = new_batch(s, s->piece < SLICE ? s->piece : SLICE);
 	if (batch_add_row(s->held, row, len, err) < 0)
 		goto failed;
 	s->cursor = s->held->ev[s->held->n - 1].seq;
@@ -799,8 +807,7 @@ static int table_next(struct source *s, put_fn put, void *ctx, struct pr_err *er
 	size_piece(s, &r);
 	over = advance(s, &r, limit, end);
 	if (over && !s->held && s->put_any)
-		s->held = batch_new(
-			s->turn, 1); /* nothing more, but Kafka has to learn that the turn is over */
+		s->held = new_batch(s, 1); /* nothing more, but Kafka has to learn that the turn is over */
 	if (s->held)
 		s->held->ends_turn = over;
 	if (put_held(s, put, ctx, err) < 0)

@@ -482,3 +482,29 @@ def test_a_relay_that_knows_nothing_yet_is_not_ready(scene, pg_server, pg_proxy,
     relay.wait_ready()
     s.one("a1")
     s.check()
+
+
+@exactly_once
+def test_a_late_row_does_not_hide_how_far_it_went(scene, pg_server, kafka, delivery):
+    """Story: new rows and, in the next turn, a late one below them left in one transaction. Its position
+    named the late one as the highest: a standby saw lag for ever, and a restart within the following turn
+    would have taken the new rows for restored ones and published them again."""
+    s = scene(pg_server, kafka, delivery)
+    s.one("first")
+    relay = s.relay().start().wait_ready()
+    s.drained(relay)
+    slow = s.db.connect(autocommit=False)
+    with slow.cursor() as cur:
+        cur.execute("SELECT truth.txn(%s, ARRAY['late'], 1, 'publish', 0, 50, false)", (s.kind,))
+    s.db.query("SELECT outbox.pause('test')")
+    wait_until(lambda: '"state":"paused"' in ready(relay)[1], 5, "the relay to be paused")
+    s.one("new")
+    wait_until(lambda: lag(relay) > 0, 10, "the new row to be read")
+    slow.commit()
+    slow.close()
+    data = f"application_name = 'postrider-relay {s.name} data' AND state = 'idle' AND query LIKE '%%xid = ANY%%'"
+    wait_until(lambda: pg_server.backends(data), 10, "the late row to be read")
+    s.db.query("SELECT outbox.resume('test')")
+    s.check()
+    s.drained(relay)
+    assert relay.status()["position"]["seq"] == s.db.one("SELECT max(seq) FROM outbox.event")
