@@ -94,7 +94,7 @@ def demo():
 def assert_perfect(text):
     rows, same, records, lost, dup, invented, order = COUNT.findall(text)[-1]
     assert (same, lost, dup, invented, order) == ("=", "0", "0", "0", "kept")
-    assert int(rows) == int(records) > 300
+    assert int(rows) == int(records) > 0
 
 
 def test_once_in_a_pipe(demo):
