@@ -35,12 +35,14 @@ void health_init(struct relay *r)
 {
 	struct pr_metrics *m = r->m.registry = pr_metrics_new();
 	struct pr_family *info;
+	char libpq[16];
+
+	(void)snprintf(libpq, sizeof(libpq), "%d", PQlibVersion());
 
 	info = pr_family_new(m, PR_GAUGE, "postrider_build_info", "version,librdkafka,libpq", 0,
 		"Always 1; the versions are in the labels.");
-	pr_gauge_set(pr_series_get(info, (const char *const[]){ PR_VERSION, rd_kafka_version_str(),
-						 pr_asprintf("%d", PQlibVersion()) }),
-		1);
+	pr_gauge_set(
+		pr_series_get(info, (const char *const[]){ PR_VERSION, rd_kafka_version_str(), libpq }), 1);
 	gauges.up = gauge(m, "postrider_up", "1 while the process serves.");
 	gauges.state =
 		pr_family_new(m, PR_GAUGE, "postrider_state", "state", 0, "1 for the state the relay is in.");
