@@ -899,8 +899,12 @@ static int next_release(struct hold *h, int requested, const struct pr_mark *cov
 		hold_report(h);
 		k = h->keys > 0 ? going_key(h) : NULL;
 	}
-	if (k)
-		return parked_slice(h, k, most, ret, err);
+	for (; k; k = h->keys > 0 ? going_key(h) : NULL) { /* no slice: that key was free */
+		if (parked_slice(h, k, most, ret, err) < 0)
+			return -1;
+		if (ret->batch)
+			return 0;
+	}
 	if (free_entry_of(h, covered, &w, err) < 0)
 		return -1;
 	return w ? waiting_slice(h, w, most, ret, err) : 0;
