@@ -189,9 +189,9 @@ static int table_open(struct source *s, struct identity *ret, struct pr_err *err
 	if (s->control && !pr_pg_ok(s->control))
 		table_close(s);
 	if (!s->control) {
-		if (s->connected_once)
-			atomic_fetch_add(&source_reconnects, 1);
 		s->control = session(s, "control", err);
+		if (s->control && s->connected_once)
+			atomic_fetch_add(&source_reconnects, 1);
 	}
 	if (!s->control || check_standby(s, err) < 0 || pr_schema_check(s->control, err) < 0)
 		return -1;

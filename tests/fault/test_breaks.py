@@ -158,6 +158,7 @@ def test_a_backend_crashes_and_all_are_restarted(scene, frail_pg, kafka, deliver
     victims = frail_pg.kill_backend(f"application_name = 'postrider-relay {s.name} data'", signal.SIGKILL)
     assert victims
     wait_until(lambda: relay.metric("postrider_pg_reconnects_total") >= 1, 10, "the relay to be thrown out")
+    wait_until(frail_pg.accepts, 60, "Postgres to have recovered")
     healed(s, relay)
 
 
