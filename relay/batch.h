@@ -25,6 +25,7 @@ struct event {
 	unsigned char id[16];
 	struct span aggregatetype, key, type, headers, topic, trace, payload;
 	int32_t partition;    /* -1: by key */
+	int32_t opens;        /* 1 + the partition whose first record of this producer it is; 0 none */
 	unsigned is_json : 1; /* payload came from jsonb */
 	unsigned foreign : 1; /* xid that this server has not assigned yet: never published */
 	unsigned held : 1;    /* parked or waiting: not on its topic yet */

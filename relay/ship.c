@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MORE_US      (20 * PR_MS)
+#define MORE_US (20 * PR_MS)
+enum { OPENING = 1, OPEN }; /* a partition: its first record is under way; is acknowledged */
+
 #define POSITION_TAG ((void *)1) /* opaque of position records */
 
 /* seq -1: the position record. */
@@ -42,6 +44,10 @@ void ship_report(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque)
 		note(p, m->err, e->seq, topics_of(p->topics, e, NULL));
 	if (p->exactly_once)
 		return;
+	if (!m->err && e->opens && e->on) {
+		e->on->opened[e->opens - 1] = OPEN;
+		e->on->opened_n++;
+	}
 	e->batch->outstanding--;
 	p->events--;
 	p->bytes -= record_size(e);
@@ -106,10 +112,49 @@ static const char *misfit(const struct topic *topic, const struct event *e, rd_k
 	return NULL;
 }
 
+static int partition_of(const struct topic *topic, const struct event *e)
+{
+	if (e->partition >= 0)
+		return e->partition;
+	return rd_kafka_msg_partitioner_murmur2(
+		topic->rkt, e->key.s, e->key.n, topic->partitions, NULL, NULL);
+}
+
+/* A broker takes any sequence number from a producer that it does not know yet. If a producer's first batch
+ * for a partition is refused, the next one in flight is taken, and overtakes it for ever. So nothing follows
+ * the first record of a partition until it is acknowledged. (In a transaction all or nothing is seen.) */
+static int wait_for_first(struct publisher *p, struct topic *topic, const struct event *e, int *ret_partition,
+	struct pr_err *err)
+{
+	int64_t give_up = pr_mono_us() + p->r->conf->kafka.timeout_us;
+	int partition;
+
+	*ret_partition = -1;
+	if (p->exactly_once || topic->opened_n == topic->partitions)
+		return 0;
+	if (topic->opened_cap < topic->partitions) {
+		topic->opened = pr_realloc(topic->opened, (size_t)topic->partitions);
+		memset(topic->opened + topic->opened_cap, 0, (size_t)(topic->partitions - topic->opened_cap));
+		topic->opened_cap = topic->partitions;
+	}
+	partition = partition_of(topic, e);
+	while (topic->opened[partition] == OPENING && !p->failure.set) {
+		if (pr_mono_us() > give_up || atomic_load(&p->r->stopping))
+			return pr_fail(err, PR_RETRY, "kafka did not acknowledge an event in time");
+		(void)rd_kafka_poll(p->rk, 10);
+	}
+	if (p->failure.set)
+		return pr_kafka_fail(err, p->failure.code, "delivery");
+	if (topic->opened[partition] != OPEN)
+		*ret_partition = partition;
+	return 0;
+}
+
 static int send_event(struct publisher *p, struct topic *topic, struct event *e, struct pr_err *err)
 {
 	rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR_NO_ERROR;
 	const char *why = misfit(topic, e, &code);
+	int first;
 
 	if (why && topics_ask_again(p->topics, topic, p->rk, p->releasing.key != NULL, err) < 0)
 		return -1;
@@ -117,6 +162,9 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 		why = misfit(topic, e, &code);
 	if (why)
 		return park(p, topic, e, code, why, err);
+	if (wait_for_first(p, topic, e, &first, err) < 0)
+		return -1;
+	e->opens = first + 1; /* before its report may come */
 	if (produce(p, topic, e, &code) < 0)
 		return pr_fail(err, PR_RETRY, "the producer's queue stayed full for kafka.timeout");
 	if (code && pr_kafka_kind(code) == PR_REJECT)
@@ -127,6 +175,8 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 		return -1;
 	if (code)
 		return pr_kafka_fail(err, code, "produce");
+	if (first >= 0)
+		topic->opened[first] = OPENING;
 	e->on = topic;
 	topic->n_events++;
 	if (!p->exactly_once)

@@ -61,6 +61,7 @@ void topics_free(struct topics *t)
 	for (topic = t->all; topic; topic = next) {
 		next = topic->next;
 		free(topic->name);
+		free(topic->opened);
 		free(topic);
 	}
 	free(t);
@@ -250,5 +251,8 @@ void topics_drop_handles(struct topics *t)
 			rd_kafka_topic_destroy(topic->rkt);
 		topic->rkt = NULL;
 		topic->n_events = 0;
+		topic->opened_n = 0;
+		if (topic->opened)
+			memset(topic->opened, 0, (size_t)topic->opened_cap);
 	}
 }

@@ -18,9 +18,12 @@ struct topic {
 	int proven;         /* took an event since it was last missing */
 	char reason[128], code[64];
 	struct pr_series *published, *published_bytes;
-	uint64_t n_events;  /* of the open shipment */
-	int waiting;        /* entries of outbox.waiting: rows go there, in order, until they are out */
-	struct topic *next; /* all topics */
+	uint64_t n_events; /* of the open shipment */
+	/* at_least_once: what this producer has done on each partition (ship.c) */
+	unsigned char *opened;
+	int opened_cap, opened_n; /* room; how many are open */
+	int waiting;              /* entries of outbox.waiting: rows go there, in order, until they are out */
+	struct topic *next;       /* all topics */
 };
 
 struct topics;
