@@ -248,7 +248,8 @@ static int take_batch(struct publisher *p, int64_t deadline_us)
 		return 1;
 	p->current = pipe_take(&p->r->pipe, p->generation, deadline_us);
 	p->offset = 0;
-	return p->current != NULL;
+	/* An operator may have paused us while we waited: then it stays where it is. */
+	return p->current != NULL && !atomic_load(&p->r->paused);
 }
 
 int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err)

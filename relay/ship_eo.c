@@ -94,7 +94,7 @@ int ship_transaction(struct publisher *p, struct pr_err *err)
 	if (!p->current) {
 		p->current = pipe_take(&p->r->pipe, p->generation, pr_mono_us() + p->wait_us);
 		p->offset = 0;
-		if (!p->current)
+		if (!p->current || atomic_load(&p->r->paused))
 			return 0;
 	}
 	ship_oldest(p);
