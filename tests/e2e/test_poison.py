@@ -548,10 +548,6 @@ def test_held_since_the_end_of_time(pg_server, kafka, at):
 
 # ---------------------------------------------------------------- other brokers
 
-AUTHORIZER = {"authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-              "allow.everyone.if.no.acl.found": "true", "super.users": "User:admin"}
-
-
 @pytest.mark.parametrize("delivery", MODES)
 def test_broker_that_creates_topics(pg_server, auto_kafka, delivery):
     """With auto.create.topics.enable our question makes the topic: its events wait for that moment only."""
@@ -570,6 +566,6 @@ def auto_kafka():
     import servers
     if not servers.kafka_jars():
         pytest.skip("no Kafka jars: run make setup with Maven Central within reach")
-    k = servers.Kafka(quick=True, auto_create=True, config=AUTHORIZER).start().warm()
+    k = servers.Kafka(quick=True, auto_create=True).start().warm()
     yield k
     k.kill()
