@@ -8,6 +8,7 @@
 #include "lib/log.h"
 #include "lib/pg.h"
 #include "relay/snapshot.h"
+#include "relay/worker.h"
 #include "sql.h"
 
 #include <inttypes.h>
@@ -133,20 +134,15 @@ static int result(struct hold *h, int rc)
 
 static int connect_pg(struct hold *h, struct pr_err *err)
 {
-	char *appname;
-	struct pr_pg_opts opts;
-	int rc;
-
 	if (h->pg && pr_pg_ok(h->pg))
 		return 0;
-	pr_pg_close(h->pg);
+	if (session_open(&h->pg, h->r->conf, "hold", h->r->wake_fd, err) < 0)
+		return -1;
+	if (pr_pg_run(h->pg, sql_relay_session, 0, NULL, err) == 0)
+		return 0;
+	pr_pg_close(h->pg); /* not to be used without its settings */
 	h->pg = NULL;
-	appname = pr_asprintf("postrider-relay %s hold", h->r->conf->name);
-	opts = (struct pr_pg_opts){ h->r->conf->source.conninfo, appname, h->r->conf->source.timeout_us,
-		h->r->wake_fd };
-	rc = pr_pg_open(&opts, &h->pg, err);
-	free(appname);
-	return rc < 0 ? -1 : pr_pg_run(h->pg, sql_relay_session, 0, NULL, err);
+	return -1;
 }
 
 /* ---------------------------------------------------------------- parked keys */

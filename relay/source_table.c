@@ -20,6 +20,7 @@
 #include "lib/migrate.h"
 #include "lib/pg.h"
 #include "relay/snapshot.h"
+#include "relay/worker.h"
 #include "sql.h"
 
 #include <inttypes.h>
@@ -104,16 +105,13 @@ static void table_free(struct source *s)
 
 static struct pr_pg *session(struct source *s, const char *role, struct pr_err *err)
 {
-	char *appname = pr_asprintf("postrider-relay %s %s", s->conf->name, role);
-	struct pr_pg_opts opts = { s->conf->source.conninfo, appname, s->conf->source.timeout_us,
-		s->wake_fd };
 	struct pr_pg *pg = NULL;
 
-	if (pr_pg_open(&opts, &pg, err) == 0 && pr_pg_run(pg, sql_relay_session, 0, NULL, err) < 0) {
+	if (session_open(&pg, s->conf, role, s->wake_fd, err) == 0 &&
+		pr_pg_run(pg, sql_relay_session, 0, NULL, err) < 0) {
 		pr_pg_close(pg);
 		pg = NULL;
 	}
-	free(appname);
 	return pg;
 }
 
