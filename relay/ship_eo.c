@@ -94,10 +94,10 @@ int ship_transaction(struct publisher *p, struct pr_err *err)
 	if (!p->current) {
 		p->current = pipe_take(&p->r->pipe, p->generation, pr_mono_us() + p->wait_us);
 		p->offset = 0;
-		if (!p->current || atomic_load(&p->r->paused))
-			return 0;
 	}
-	ship_oldest(p);
+	ship_oldest(p); /* taken, so it counts as lag even if an operator paused us while we waited */
+	if (!p->current || atomic_load(&p->r->paused))
+		return 0;
 	let_markers_settle(p);
 	if (begin(p, err) < 0)
 		return -1;
