@@ -780,7 +780,8 @@ static int open_listeners(int port)
 	return fflush(stdout) == 0 ? 0 : die("stdout");
 }
 
-static void run(void)
+/* The signals are let in only while we wait: one that came just before would else be slept over. */
+static void run(const sigset_t *while_waiting)
 {
 	struct epoll_event ev[64];
 	int64_t next;
@@ -788,7 +789,7 @@ static void run(void)
 
 	while (!ended) {
 		next = tend();
-		n = epoll_wait(px.epoll, ev, 64, pr_until_ms(next));
+		n = epoll_pwait(px.epoll, ev, 64, pr_until_ms(next), while_waiting);
 		for (i = 0; i < n; i++) {
 			if (ev[i].data.ptr == &px.listener)
 				accept_one();
@@ -803,6 +804,7 @@ static void run(void)
 int main(int argc, char **argv)
 {
 	struct sigaction end = { .sa_handler = on_signal };
+	sigset_t ends, before;
 	int rc;
 
 	if (argc != 5) {
@@ -810,6 +812,10 @@ int main(int argc, char **argv)
 			"usage: proxy raw|postgres|kafka LISTEN_PORT UPSTREAM_PORT CONTROL_SOCKET\n", stderr);
 		return PR_EX_USAGE;
 	}
+	(void)sigemptyset(&ends);
+	(void)sigaddset(&ends, SIGTERM);
+	(void)sigaddset(&ends, SIGINT);
+	(void)sigprocmask(SIG_BLOCK, &ends, &before);
 	(void)sigaction(SIGTERM, &end, NULL);
 	(void)sigaction(SIGINT, &end, NULL);
 	px.protocol = strcmp(argv[1], "kafka") == 0      ? KAFKA
@@ -819,7 +825,7 @@ int main(int argc, char **argv)
 	px.control_path = argv[4];
 	rc = open_listeners(atoi(argv[2]));
 	if (rc == 0)
-		run();
+		run(&before);
 	end_all(true, false);
 	(void)tend();
 	(void)unlink(px.control_path);
