@@ -1,0 +1,171 @@
+/* consumers/consumer.h -- one consumer: its threads, what they share, and how well it is.
+ *
+ * group (group.c)    the poll thread: Kafka -> lanes; owns the consumer handle; never waits for a lane,
+ *                    a handler or Postgres, so that it never leaves the group
+ * claim (claim.c)    takes assigned partitions over in Postgres (epochs), for the poll thread
+ * lanes (lane.c)     n threads, each a connection and a handler: one transaction per batch
+ * keeper (keeper.c)  beside the way: rotation of inbox.seen, counts for people, dead letters to their topic,
+ *                    orders of the operator, replay jobs
+ * http (lib/http)    reads health, takes short locks
+ *
+ * Everything shared is in the queues, in struct part, or below: atomics, or under the one mutex. */
+#ifndef CONSUMERS_CONSUMER_H
+#define CONSUMERS_CONSUMER_H
+
+#include "consumers/handler.h"
+#include "consumers/message.h"
+
+#include "lib/http.h"
+#include "lib/metrics.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* ---------------------------------------------------------------- a partition that is ours */
+
+struct part_lane {
+	int64_t next; /* committed next offset, as in inbox.position; after claim: the lane's thread only */
+	_Atomic int64_t shown;                           /* the same, for the poll thread and the pages */
+	int64_t attempt_offset, attempt_batch, attempts; /* inbox.attempt as the claim found it */
+};
+
+/* Made by a claim, shared by the poll thread and the lanes, freed with its last reference. A partition
+ * that is lost and comes back is another struct part with another epoch. */
+struct part {
+	atomic_int refs;
+	char *topic;
+	int32_t partition;
+	int64_t epoch;     /* ours; whoever has a higher one owns it now */
+	int lane_count;    /* of its rows in inbox.position: may differ from conf.lanes until it is drained */
+	int fresh;         /* no position yet: from the earliest record */
+	atomic_int dead;   /* revoked, or fenced: nothing of it may be handled any more */
+	atomic_int fenced; /* a lane met a higher epoch: the poll thread claims again */
+	_Atomic int64_t
+		read_through; /* every record below it has been pushed (or is below its lane's next) */
+	_Atomic int64_t end;  /* high watermark as Kafka last told; -1 unknown */
+	_Atomic int64_t
+		oldest_us;       /* record time of the oldest one pushed and not committed; INT64_MAX: none */
+	struct part_lane lane[]; /* lane_count of them */
+};
+
+struct part *part_hold(struct part *p); /* one more reference; returns p */
+void part_drop(struct part *p);         /* accepts NULL */
+
+/* Lowest committed next offset of its lanes: what Kafka is told, and where reading begins. */
+int64_t part_next(const struct part *p);
+
+/* ---------------------------------------------------------------- the consumer */
+
+enum trouble {
+	TROUBLE_POSTGRES, /* a lane or the claim cannot reach or use the database */
+	TROUBLE_KAFKA,
+	TROUBLE_HANDLER, /* what is behind the handler is down: the breaker is open */
+	TROUBLE_GAP,     /* records were lost before we read them, or the position is past the end */
+	TROUBLE_PARKED,  /* limits.parked_keys reached */
+	TROUBLE_REFUSED, /* PR_STOP */
+	TROUBLE_KEEPER,
+	TROUBLE_DEAD_LETTER_TOPIC,
+	TROUBLE_RELOAD,
+	TROUBLE_COUNT
+};
+
+/* Label outcome of postrider_consumer_handled_total. */
+enum handled { HANDLED, DUPLICATE, FILTERED, IGNORED, PARKED, DEAD_LETTER, HANDLED_COUNT };
+
+struct lane; /* lane.c */
+
+struct consumer {
+	struct pr_consumer_conf *conf;
+	const struct handler_ops *ops;
+	int wake_fd; /* eventfd, readable once we stop */
+	atomic_int stopping, exit_code;
+	struct lane **lanes; /* conf->lanes of them */
+	int64_t started_us;
+
+	atomic_int paused; /* by the operator (inbox.consumer): nothing is handled; the group is kept */
+
+	/* breaker: closed (0) or the monotonic time of the next probe; one lane takes the probe */
+	_Atomic int64_t breaker_probe_us;
+	atomic_uint breaker_failures;
+	atomic_int breaker_taken;
+
+	/* lanes -> everybody */
+	_Atomic uint64_t handled[HANDLED_COUNT], retried, fenced;
+	_Atomic uint64_t parked_keys, parked_events;
+	_Atomic int64_t parked_oldest_us; /* wall; INT64_MAX none */
+
+	/* keeper -> everybody */
+	_Atomic uint64_t dead_letters; /* waiting for a decision */
+	_Atomic uint64_t request; /* inbox.consumer.request as last seen: lanes look at parked rows again */
+
+	/* group -> everybody */
+	atomic_int kafka_up, assigned, rebalances;
+
+	struct {
+		struct pr_metrics *registry;
+		struct pr_series *batch_events, *handle_seconds, *delay_seconds;
+	} m;
+
+	pthread_mutex_t mutex; /* of what follows */
+	struct pr_err trouble[TROUBLE_COUNT];
+	int64_t trouble_since_us[TROUBLE_COUNT]; /* monotonic; 0: none */
+	struct part **parts;                     /* counted references, for the pages */
+	size_t parts_n;
+};
+
+void consumer_stop(
+	struct consumer *c, int exit_code); /* any thread; the first exit code that is not 0 stays */
+
+/* ---------------------------------------------------------------- lanes, as the poll thread sees them */
+
+struct lane *lane_new(struct consumer *c, int number);
+void lane_free(struct lane *l); /* its thread has ended */
+void *lane_thread(void *lane);
+
+/* Worker that serves lane `lane` of any partition. */
+struct lane *lane_of(struct consumer *c, int lane);
+
+/* Whether the lane takes another message now: below its share of limits.buffer_bytes. */
+int lane_has_room(struct lane *l);
+
+/* Takes the list, in order. Wakes the lane. */
+void lane_push(struct lane *l, struct message *list);
+
+/* Throws away what is queued of a part (its dead is set). */
+void lane_forget(struct lane *l, const struct part *p);
+
+/* The parts to serve from now on, references counted anew: the lane loads what is parked of them, and moves
+ * idle positions on. The poll thread calls it after every claim and revoke. */
+void lane_serve(struct lane *l, struct part *const *parts, size_t n);
+
+/* Wakes the poll thread: a part was fenced, a lane has room again. group.c */
+void group_wake(struct consumer *c);
+void *group_thread(void *consumer);
+
+/* ---------------------------------------------------------------- claim.c */
+
+/* Takes partitions over: epoch + 1, positions, lane counts. ret[0..n) get new parts (one reference each).
+ * Blocking, up to database.timeout; call it on a thread that may wait. */
+struct claim_wanted {
+	const char *topic;
+	int32_t partition;
+};
+int claim_parts(struct consumer *c, struct pr_pg *pg, const struct claim_wanted *wanted, size_t n,
+	struct part **ret, struct pr_err *err) PR_MUSTCHECK;
+
+/* ---------------------------------------------------------------- keeper.c, health.c */
+
+void *keeper_thread(void *consumer);
+
+void health_init(struct consumer *c);
+void health_release(struct consumer *c);
+int health_http(struct consumer *c, struct pr_http **ret, struct pr_err *err) PR_MUSTCHECK;
+
+/* err NULL: that trouble has ended. Logs when it begins, changes or ends. Any thread. */
+void health_trouble(struct consumer *c, enum trouble which, const struct pr_err *err);
+
+/* A session of ours: application_name "postrider-consumer <group> <role>", opened when *pg is NULL or dead.
+ */
+int session_open(struct pr_pg **pg, struct consumer *c, const char *role, struct pr_err *err) PR_MUSTCHECK;
+
+#endif

@@ -1,0 +1,101 @@
+/* consumers/message.h -- one record on its way to a handler, whatever it came from: Kafka, inbox.parked
+ * or a replay. Payload and key stay in the buffer that librdkafka (or Postgres) gave us. */
+#ifndef CONSUMERS_MESSAGE_H
+#define CONSUMERS_MESSAGE_H
+
+#include "lib/consumer_conf.h"
+#include "lib/json.h"
+
+#include <libpq-fe.h>
+#include <librdkafka/rdkafka.h>
+#include <stdint.h>
+
+struct part;
+struct replay;
+
+struct header {
+	const char *name;
+	const char *value; /* NULL: null */
+	size_t len;
+};
+
+enum id_state { ID_OK, ID_MISSING, ID_MALFORMED };
+
+struct message {
+	struct message *next; /* of the list that holds it */
+	const char *topic;
+	int32_t partition;
+	int64_t offset;
+	int64_t time_us; /* of the record, since 1970; -1 unknown */
+	const char *key; /* NULL: none */
+	size_t key_len;
+	const char *payload; /* NULL: tombstone */
+	size_t payload_len;
+	size_t bytes; /* what it counts for in every bound: payload, key, headers and this struct */
+
+	/* known after message_decode */
+	struct header *headers; /* headers_n of them, in order; owned array, borrowed contents */
+	size_t headers_n;
+	enum id_state id_state;
+	unsigned char
+		id[16];    /* uuid; of a text that is none: the first 16 bytes of its SHA-256, as version 8 */
+	char id_text[100]; /* as it came, cut; of "offset": topic-partition-offset */
+	const char *type;  /* header type; "" when missing */
+	size_t type_len;
+	const char *traceparent; /* NULL when missing */
+	size_t traceparent_len;
+	int json;     /* the payload is text that jsonb takes */
+	int64_t hash; /* XXH3 of the payload: the same id with another hash is not the same message */
+
+	/* where it belongs */
+	struct part *part;     /* counted reference; NULL: from inbox.parked */
+	int lane;              /* of part->lane_count */
+	int64_t parked;        /* inbox.parked.entry it was read from; 0: none */
+	unsigned attempts;     /* failed tries so far, also before a restart */
+	struct replay *replay; /* NULL: live. A replayed message moves no position */
+
+	/* owner of the bytes */
+	rd_kafka_message_t *rkm;
+	PGresult *row;
+	char *buffer;
+};
+
+/* Takes the record. Knows key and place only: message_decode, on the lane's thread, does the rest. */
+struct message *message_of_record(rd_kafka_message_t *rkm);
+
+/* Headers, id, type, trace, hash and whether the payload is JSON. Once; never fails: what is wrong is in
+ * id_state. */
+void message_decode(struct message *m, const struct pr_consumer_conf *conf);
+void message_free(struct message *m);        /* accepts NULL; drops the reference to the part */
+void message_free_all(struct message *list); /* by next */
+
+/* Whether conf.filter wants it (after decode). */
+int message_wanted(const struct message *m, const struct pr_consumer_conf *conf);
+
+/* Value of the last header of that name, NULL when missing. */
+const struct header *message_header(const struct message *m, const char *name);
+
+/* Type ids that a connection needs to send messages; read once per connection. */
+struct message_types {
+	Oid message, message_array;
+};
+int message_types_read(struct message_types *ret, struct pr_pg *pg, struct pr_err *err) PR_MUSTCHECK;
+
+/* Appends inbox.message[] in Postgres' binary format. Fields: id uuid, topic text, partition int,
+ * message_offset bigint, key text, type text, payload jsonb, payload_bytes bytea, headers jsonb,
+ * time timestamptz. payload is set when m->json; payload_bytes when not (both NULL: tombstone).
+ * A key that is no UTF-8 (or holds a NUL) goes as "base64:..." of its bytes. */
+void message_put_array(
+	struct pr_buf *b, const struct message_types *types, struct message *const *m, size_t n);
+
+/* The headers as one JSON object (the last of a name wins; a value that is no UTF-8 is {"base64": "..."}). */
+void message_put_headers(struct pr_buf *b, const struct message *m);
+
+/* The JSON line that exec and http handlers get: {"op":"do","id","type","topic","partition","offset","key",
+ * "time","attempt","headers":{},"payload":...} as the sink's line (contracts 2); no newline. */
+void message_put_json(struct pr_buf *b, const struct message *m, const char *op);
+
+/* Which lane of n a key belongs to: murmur2 of the key (as Kafka's partitioner); without a key, by offset. */
+int message_lane(const struct message *m, int n);
+
+#endif
