@@ -1,7 +1,7 @@
 /* lib/pg.c -- libpq, non-blocking, with a deadline and a wake-up fd on every wait.
  * Refuses to block, to print notices, to retry, and to go on after a missed deadline:
  * what the server did then is unknown, so the connection is dead and the caller asks anew. */
-#include "lib/pg.h"
+#include "lib/pg_inner.h"
 
 #include "lib/clock.h"
 
@@ -16,33 +16,6 @@
 #define DEFAULT_TIMEOUT (10 * PR_SEC)
 #define MAX_TIMEOUT     (24 * 3600 * PR_SEC)
 #define MAX_LATE        64 /* reads of one call after its deadline */
-#define MAX_STATEMENTS  16 /* prepared per connection, and the most of one round trip */
-
-/* A text seen in a round trip. It is prepared on the server at its second sighting, so that
- * texts made up on the way cost nothing; a slot whose name the server knows, or may, is never
- * given to another text. */
-struct statement {
-	char *sql;
-	enum { SEEN, PREPARING, PREPARED } state;
-};
-
-struct pr_pg {
-	PGconn *conn;
-	int wake_fd;
-	int dead;
-	int late; /* reads after the deadline */
-	int64_t timeout_us;
-	int64_t override_us; /* of the next call; 0: none */
-	int64_t server_us;   /* what the server's statement_timeout was made from */
-	struct {
-		int open, header_read;
-		int64_t timeout_us;
-	} copy;
-	struct statement statements[MAX_STATEMENTS];
-	unsigned next_slot;
-	char fatal_code[6];   /* the server's last words while nothing was asked, */
-	char fatal_text[200]; /* told when the loss is found */
-};
 
 enum pr_kind pr_pg_kind(const char *sqlstate)
 {
@@ -67,7 +40,7 @@ static void set_code(struct pr_err *err, const char *code)
 }
 
 /* pr_fail with a code, for errors that are ours and not the server's. */
-static int fail_code(struct pr_err *err, enum pr_kind kind, const char *code, const char *text)
+int pg_fail_code(struct pr_err *err, enum pr_kind kind, const char *code, const char *text)
 {
 	(void)pr_fail(err, kind, "%s", text);
 	set_code(err, code);
@@ -80,13 +53,13 @@ static int first_line(const char *s)
 }
 
 /* libpq says that the connection is gone. The server's own reason is better than libpq's. */
-static int lost(struct pr_pg *pg, struct pr_err *err)
+int pg_lost(struct pr_pg *pg, struct pr_err *err)
 {
 	const char *said = PQerrorMessage(pg->conn);
 
 	pg->dead = 1;
 	if (pg->fatal_text[0])
-		return fail_code(err, PR_RETRY, pg->fatal_code, pg->fatal_text);
+		return pg_fail_code(err, PR_RETRY, pg->fatal_code, pg->fatal_text);
 	(void)pr_fail(err, PR_RETRY, "%.*s", first_line(said), said);
 	if (!*said)
 		(void)pr_fail(err, PR_RETRY, "connection to the server was lost");
@@ -178,14 +151,14 @@ static int wait_answer(struct pr_pg *pg, short events, int64_t deadline, short *
 	int rc;
 
 	if (PQsocket(pg->conn) < 0)
-		return lost(pg, err);
+		return pg_lost(pg, err);
 	rc = wait_socket(pg, events, deadline, ret);
 	if (rc > 0)
 		return 0;
 	pg->dead = 1;
 	if (rc < 0)
-		return fail_code(err, PR_RETRY, "interrupted", "interrupted while waiting for the server");
-	return fail_code(err, PR_RETRY, "timeout", "the server did not answer in time");
+		return pg_fail_code(err, PR_RETRY, "interrupted", "interrupted while waiting for the server");
+	return pg_fail_code(err, PR_RETRY, "timeout", "the server did not answer in time");
 }
 
 /* Reads what has arrived. After a failure nothing that libpq does may wait on the socket. */
@@ -201,7 +174,7 @@ static int consume(struct pr_pg *pg)
 
 /* Reads while it writes: a server whose own output is stuck does not read. A failed write is
  * not an error yet, the server's reason may be waiting to be read. */
-static int flush(struct pr_pg *pg, int64_t deadline, struct pr_err *err)
+int pg_flush(struct pr_pg *pg, int64_t deadline, struct pr_err *err)
 {
 	short ready = 0;
 	int rc;
@@ -210,13 +183,13 @@ static int flush(struct pr_pg *pg, int64_t deadline, struct pr_err *err)
 		if (wait_answer(pg, POLLIN | POLLOUT, deadline, &ready, err) < 0)
 			return -1;
 		if ((ready & (POLLIN | POLLHUP | POLLERR)) && consume(pg) < 0)
-			return lost(pg, err);
+			return pg_lost(pg, err);
 	}
-	return rc < 0 ? lost(pg, err) : 0;
+	return rc < 0 ? pg_lost(pg, err) : 0;
 }
 
 /* The next result. 1: *ret, 0: no more of this statement, -1: deadline or wake-up. */
-static int next_result(struct pr_pg *pg, int64_t deadline, PGresult **ret, struct pr_err *err)
+int pg_next_result(struct pr_pg *pg, int64_t deadline, PGresult **ret, struct pr_err *err)
 {
 	short ready;
 
@@ -244,12 +217,12 @@ static int unasked_rollback(const char *sql, const PGresult *res)
 	return !strcasestr(sql, "rollback") && !strcasestr(sql, "abort");
 }
 
-static int check_result(struct pr_pg *pg, const char *sql, const PGresult *res, struct pr_err *err)
+int pg_check_result(struct pr_pg *pg, const char *sql, const PGresult *res, struct pr_err *err)
 {
 	switch (PQresultStatus(res)) {
 	case PGRES_COMMAND_OK:
 		if (unasked_rollback(sql, res))
-			return fail_code(err, PR_REJECT, "25P02",
+			return pg_fail_code(err, PR_REJECT, "25P02",
 				"the transaction was rolled back, a statement in it had failed");
 		return 0;
 	case PGRES_TUPLES_OK:
@@ -259,11 +232,11 @@ static int check_result(struct pr_pg *pg, const char *sql, const PGresult *res, 
 	case PGRES_NONFATAL_ERROR:
 		return result_fail(pg, res, err);
 	case PGRES_EMPTY_QUERY:
-		return fail_code(err, PR_STOP, "empty", "empty statement");
+		return pg_fail_code(err, PR_STOP, "empty", "empty statement");
 	default:
 		/* COPY wants data from us or has some for us: there is no way back from here. */
 		pg->dead = 1;
-		return fail_code(err, PR_STOP, "copy", "a COPY statement where a plain one was expected");
+		return pg_fail_code(err, PR_STOP, "copy", "a COPY statement where a plain one was expected");
 	}
 }
 
@@ -273,8 +246,8 @@ static PGresult *collect(struct pr_pg *pg, const char *sql, int64_t deadline, st
 	PGresult *last = NULL, *res;
 	int failed = 0, rc;
 
-	while ((rc = next_result(pg, deadline, &res, failed ? NULL : err)) > 0) {
-		if (!failed && check_result(pg, sql, res, err) < 0)
+	while ((rc = pg_next_result(pg, deadline, &res, failed ? NULL : err)) > 0) {
+		if (!failed && pg_check_result(pg, sql, res, err) < 0)
 			failed = 1;
 		PQclear(last);
 		last = res;
@@ -282,9 +255,9 @@ static PGresult *collect(struct pr_pg *pg, const char *sql, int64_t deadline, st
 			break;
 	}
 	if (rc == 0 && !failed && PQstatus(pg->conn) == CONNECTION_BAD)
-		failed = lost(pg, err);
+		failed = pg_lost(pg, err);
 	if (rc == 0 && !failed && !last)
-		failed = fail_code(err, PR_RETRY, "08006", "the server gave no answer");
+		failed = pg_fail_code(err, PR_RETRY, "08006", "the server gave no answer");
 	if (PQstatus(pg->conn) == CONNECTION_BAD)
 		pg->dead = 1;
 	if (rc >= 0 && !failed)
@@ -303,10 +276,10 @@ static PGresult *query(struct pr_pg *pg, const char *sql, int n, const char *con
 	else
 		rc = PQsendQueryParams(pg->conn, sql, n, NULL, params, NULL, NULL, 0);
 	if (!rc) {
-		(void)lost(pg, err);
+		(void)pg_lost(pg, err);
 		return NULL;
 	}
-	if (flush(pg, deadline, err) < 0)
+	if (pg_flush(pg, deadline, err) < 0)
 		return NULL;
 	return collect(pg, sql, deadline, err);
 }
@@ -353,18 +326,18 @@ static int may_start(struct pr_pg *pg, struct pr_err *err)
 
 	if (!pr_pg_ok(pg)) {
 		pg->dead = 1;
-		return fail_code(err, PR_RETRY, "08003", "the connection is closed");
+		return pg_fail_code(err, PR_RETRY, "08003", "the connection is closed");
 	}
 	if (pg->copy.open) {
 		pg->dead = 1;
-		return fail_code(err, PR_STOP, "copy", "a COPY was left before its end");
+		return pg_fail_code(err, PR_STOP, "copy", "a COPY was left before its end");
 	}
 	if (pg->wake_fd >= 0 && poll(&wake, 1, 0) > 0)
-		return fail_code(err, PR_RETRY, "interrupted", "interrupted before asking the server");
+		return pg_fail_code(err, PR_RETRY, "interrupted", "interrupted before asking the server");
 	return 0;
 }
 
-static int begin_call(struct pr_pg *pg, int64_t *timeout_us, int64_t *deadline, struct pr_err *err)
+int pg_begin_call(struct pr_pg *pg, int64_t *timeout_us, int64_t *deadline, struct pr_err *err)
 {
 	*timeout_us = pg->override_us ? pg->override_us : pg->timeout_us;
 	*deadline = deadline_of(*timeout_us);
@@ -379,7 +352,7 @@ PGresult *pr_pg_exec(struct pr_pg *pg, const char *sql, int n, const char *const
 {
 	int64_t timeout_us, deadline;
 
-	if (begin_call(pg, &timeout_us, &deadline, err) < 0)
+	if (pg_begin_call(pg, &timeout_us, &deadline, err) < 0)
 		return NULL;
 	return query(pg, sql, n, params, deadline, err);
 }
@@ -562,7 +535,7 @@ static int finish_connect(struct pr_pg *pg, int64_t deadline, struct pr_err *err
 			return connect_fail(pg, err);
 		rc = wait_socket(pg, st == PGRES_POLLING_READING ? POLLIN : POLLOUT, deadline, &ready);
 		if (rc < 0)
-			return fail_code(err, PR_RETRY, "interrupted", "interrupted while connecting");
+			return pg_fail_code(err, PR_RETRY, "interrupted", "interrupted while connecting");
 		if (rc == 0) {
 			const char *host = PQhost(pg->conn), *port = PQport(pg->conn);
 
@@ -646,7 +619,7 @@ int pr_pg_open(const struct pr_pg_opts *opts, struct pr_pg **ret, struct pr_err 
 	if (start_connect(pg, opts, deadline, err) < 0)
 		goto out;
 	if (PQsetnonblocking(pg->conn, 1) < 0) {
-		(void)lost(pg, err);
+		(void)pg_lost(pg, err);
 		goto out;
 	}
 	if (set_session(pg, deadline, err) < 0)
@@ -672,149 +645,6 @@ void pr_pg_close(struct pr_pg *pg)
 	free(pg);
 }
 
-/* --- several statements in one round trip --- */
-
-/* Finds the text's slot or gives it one that may be reused; -1 when all are prepared for others. */
-static int find_slot(struct pr_pg *pg, const char *sql, int *ret_known)
-{
-	*ret_known = 1;
-	for (int i = 0; i < MAX_STATEMENTS; i++)
-		if (pg->statements[i].sql && strcmp(pg->statements[i].sql, sql) == 0)
-			return i;
-	*ret_known = 0;
-	for (int i = 0; i < MAX_STATEMENTS; i++) {
-		int slot = (int)(pg->next_slot++ % MAX_STATEMENTS);
-
-		if (pg->statements[slot].state != SEEN)
-			continue;
-		free(pg->statements[slot].sql);
-		pg->statements[slot].sql = pr_strdup(sql);
-		return slot;
-	}
-	return -1;
-}
-
-/* Queues one statement and its sync. *ret_preparing is its slot when a Parse goes ahead, else -1. */
-static int send_statement(struct pr_pg *pg, const char *sql, int *ret_preparing)
-{
-	int known, slot = find_slot(pg, sql, &known), ok = 1;
-	char name[16];
-
-	*ret_preparing = -1;
-	(void)snprintf(name, sizeof(name), "pr_%d", slot);
-	if (slot < 0 || !known) {
-		ok = PQsendQueryParams(pg->conn, sql, 0, NULL, NULL, NULL, NULL, 0);
-	} else {
-		if (pg->statements[slot].state == SEEN) {
-			pg->statements[slot].state = PREPARING;
-			*ret_preparing = slot;
-			ok = PQsendPrepare(pg->conn, name, sql, 0, NULL);
-		}
-		ok = ok && PQsendQueryPrepared(pg->conn, name, 0, NULL, NULL, NULL, 0);
-	}
-	return ok && PQpipelineSync(pg->conn) ? 0 : -1;
-}
-
-/* A prepared text that the server no longer takes as prepared (a changed table, DISCARD ALL) is
- * not the statement's fault: a new connection prepares it anew. */
-static void forgive_stale(struct pr_pg *pg, const PGresult *res, struct pr_err *err)
-{
-	const char *code = PQresultErrorField(res, PG_DIAG_SQLSTATE);
-
-	if (!code || (strcmp(code, "0A000") != 0 && strcmp(code, "26000") != 0))
-		return;
-	pg->dead = 1;
-	if (err) {
-		err->kind = PR_RETRY;
-		err->exit = PR_EX_UNAVAILABLE;
-	}
-}
-
-/* Sorts in one result of statement i. 1: that was its sync. */
-static int sort_in(struct pr_pg *pg, PGresult *res, const char *sql, int *preparing, PGresult **slot,
-	int *failed, struct pr_err *err)
-{
-	ExecStatusType st = PQresultStatus(res);
-
-	if (st == PGRES_COMMAND_OK && *preparing >= 0) {
-		pg->statements[*preparing].state = PREPARED;
-		*preparing = -1;
-	} else if (st == PGRES_TUPLES_OK || st == PGRES_COMMAND_OK) {
-		if (!*failed && check_result(pg, sql, res, err) < 0)
-			*failed = 1;
-		PQclear(*slot);
-		*slot = res;
-		return 0;
-	} else if (st != PGRES_PIPELINE_SYNC && st != PGRES_PIPELINE_ABORTED) {
-		if (*preparing >= 0)
-			pg->statements[*preparing].state = SEEN;
-		*preparing = -1;
-		if (!*failed && check_result(pg, sql, res, err) < 0)
-			forgive_stale(pg, res, err);
-		*failed = 1;
-	}
-	PQclear(res);
-	return st == PGRES_PIPELINE_SYNC;
-}
-
-/* Every statement ends with a sync, answered also after an error; a NULL only ends its results. */
-static int collect_round(struct pr_pg *pg, const char *const *sql, int n, int *preparing, PGresult **results,
-	int64_t deadline, struct pr_err *err)
-{
-	int failed = 0, synced = 0, nulls = 0;
-	PGresult *res;
-
-	while (synced < n && !pg->dead) {
-		int rc = next_result(pg, deadline, &res, failed ? NULL : err);
-
-		if (rc < 0)
-			return -1;
-		if (rc == 0 && (PQstatus(pg->conn) == CONNECTION_BAD || ++nulls > 4 * n))
-			return failed ? -1 : lost(pg, err);
-		if (rc > 0)
-			synced += sort_in(
-				pg, res, sql[synced], &preparing[synced], &results[synced], &failed, err);
-	}
-	for (int i = 0; i < n && !failed; i++)
-		if (!results[i])
-			failed = fail_code(err, PR_RETRY, "08006", "the server gave no answer");
-	return failed ? -1 : 0;
-}
-
-int pr_pg_round_trip(struct pr_pg *pg, const char *const *sql, int n, PGresult **results, struct pr_err *err)
-{
-	int preparing[MAX_STATEMENTS], rc = -1;
-	int64_t timeout_us, deadline;
-
-	if (n > MAX_STATEMENTS)
-		return pr_fail(
-			err, PR_STOP, "%d statements in one round trip, at most %d", n, MAX_STATEMENTS);
-	memset(results, 0, (size_t)n * sizeof(*results));
-	if (begin_call(pg, &timeout_us, &deadline, err) < 0)
-		return -1;
-	if (PQtransactionStatus(pg->conn) != PQTRANS_IDLE)
-		return pr_fail(err, PR_STOP, "a round trip inside a transaction");
-	if (!PQenterPipelineMode(pg->conn))
-		return lost(pg, err);
-	for (int i = 0; i < n; i++) {
-		if (send_statement(pg, sql[i], &preparing[i]) < 0) {
-			rc = lost(pg, err);
-			goto out;
-		}
-	}
-	if (flush(pg, deadline, err) == 0)
-		rc = collect_round(pg, sql, n, preparing, results, deadline, err);
-out:
-	/* Local, no message: leaves simple queries possible. It fails when answers are outstanding. */
-	if (!pg->dead && !PQexitPipelineMode(pg->conn))
-		rc = rc < 0 ? (pg->dead = 1, -1) : lost(pg, err);
-	for (int i = 0; i < n && rc < 0; i++) {
-		PQclear(results[i]);
-		results[i] = NULL;
-	}
-	return rc;
-}
-
 /* --- COPY --- */
 
 int pr_pg_copy_begin(struct pr_pg *pg, const char *query_text, struct pr_err *err)
@@ -824,17 +654,17 @@ int pr_pg_copy_begin(struct pr_pg *pg, const char *query_text, struct pr_err *er
 	char *sql;
 	int rc;
 
-	if (begin_call(pg, &timeout_us, &deadline, err) < 0)
+	if (pg_begin_call(pg, &timeout_us, &deadline, err) < 0)
 		return -1;
 	sql = pr_asprintf("COPY (%s) TO STDOUT (FORMAT binary)", query_text);
 	rc = PQsendQuery(pg->conn, sql);
 	free(sql);
 	if (!rc)
-		return lost(pg, err);
-	if (flush(pg, deadline, err) < 0 || (rc = next_result(pg, deadline, &res, err)) < 0)
+		return pg_lost(pg, err);
+	if (pg_flush(pg, deadline, err) < 0 || (rc = pg_next_result(pg, deadline, &res, err)) < 0)
 		return -1;
 	if (rc == 0)
-		return lost(pg, err);
+		return pg_lost(pg, err);
 	if (PQresultStatus(res) == PGRES_COPY_OUT) {
 		PQclear(res);
 		pg->copy.open = 1;
@@ -842,7 +672,7 @@ int pr_pg_copy_begin(struct pr_pg *pg, const char *query_text, struct pr_err *er
 		pg->copy.timeout_us = timeout_us;
 		return 0;
 	}
-	(void)check_result(pg, "COPY", res, err);
+	(void)pg_check_result(pg, "COPY", res, err);
 	PQclear(res);
 	if (!pg->dead)
 		PQclear(collect(pg, "COPY", deadline, NULL));
@@ -885,13 +715,13 @@ static int await_row(struct pr_pg *pg, struct pr_err *err)
 
 	if (wait_answer(pg, POLLIN, deadline_of(pg->copy.timeout_us), &ready, err) < 0)
 		return -1;
-	return consume(pg) < 0 ? lost(pg, err) : 0;
+	return consume(pg) < 0 ? pg_lost(pg, err) : 0;
 }
 
 int pr_pg_copy_row(struct pr_pg *pg, char **ret_row, int *ret_len, struct pr_err *err)
 {
 	if (pg->dead || !pg->copy.open)
-		return fail_code(err, PR_RETRY, "08003", "no COPY is open on this connection");
+		return pg_fail_code(err, PR_RETRY, "08003", "no COPY is open on this connection");
 	for (;;) {
 		char *row = NULL;
 		int len = PQgetCopyData(pg->conn, &row, 1);
@@ -908,7 +738,8 @@ int pr_pg_copy_row(struct pr_pg *pg, char **ret_row, int *ret_len, struct pr_err
 			if (cut_header(row, &len) < 0) {
 				PQfreemem(row);
 				pg->dead = 1;
-				return fail_code(err, PR_STOP, "copy", "what arrived is not a binary COPY");
+				return pg_fail_code(
+					err, PR_STOP, "copy", "what arrived is not a binary COPY");
 			}
 		}
 		/* A row begins with its number of columns, which is -1 in the trailer. */
@@ -931,7 +762,7 @@ int pr_pg_idle(struct pr_pg *pg, int64_t timeout_us, struct pr_err *err)
 
 	pg->late = 0;
 	if (!pr_pg_ok(pg))
-		return lost(pg, err);
+		return pg_lost(pg, err);
 	for (;;) {
 		int rc = wait_socket(pg, POLLIN, deadline, &ready);
 
@@ -942,6 +773,6 @@ int pr_pg_idle(struct pr_pg *pg, int64_t timeout_us, struct pr_err *err)
 		while ((note = PQnotifies(pg->conn)))
 			PQfreemem(note);
 		if (rc < 0 || PQstatus(pg->conn) == CONNECTION_BAD)
-			return lost(pg, err);
+			return pg_lost(pg, err);
 	}
 }

@@ -40,8 +40,27 @@ int pr_pg_run(
 /* Overrides the deadline of the next call only (0: back to the default at once). */
 void pr_pg_timeout(struct pr_pg *pg, int64_t timeout_us);
 
-/* n parameterless statements in one round trip, each its own transaction (pipeline mode with
- * a sync after each). results[0..n) are filled on 0, the caller clears; none is kept on -1. */
+/* A statement of a round trip. Arrays have n elements, borrowed until the call returns. */
+struct pr_stmt {
+	const char *sql; /* one statement; from its second use on a connection it is prepared */
+	int n;
+	const Oid *types;          /* NULL: the server infers them */
+	const char *const *values; /* a value that is NULL is null */
+	const int *lengths;        /* of binary ones */
+	const int *formats;        /* 1: binary; NULL: all are text */
+	int sync;                  /* the transaction ends here: all since the last sync is one */
+	PGresult *res;             /* result: the caller's to pr_stmt_clear, NULL on failure */
+};
+
+/* n statements in one round trip (pipeline mode). The last one must have sync. On -1 no result is kept and
+ * *ret_failed (may be NULL) is the statement that failed, also when its transaction's end did (a deferred
+ * constraint); -1 when it was the connection: transactions before it have committed or not. */
+int pr_pg_pipeline(
+	struct pr_pg *pg, struct pr_stmt *s, int n, int *ret_failed, struct pr_err *err) PR_MUSTCHECK;
+void pr_stmt_clear(struct pr_stmt *s, int n);
+
+/* n parameterless statements in one round trip, each its own transaction. results[0..n) are filled on 0, the
+ * caller clears; none is kept on -1. */
 int pr_pg_round_trip(
 	struct pr_pg *pg, const char *const *sql, int n, PGresult **results, struct pr_err *err) PR_MUSTCHECK;
 

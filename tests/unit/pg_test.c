@@ -622,6 +622,83 @@ static void round_trip_error_in_the_middle(void **state)
 	pr_pg_close(pg);
 }
 
+static void pipeline_is_one_transaction(void **state)
+{
+	const int32_t two = (int32_t)htonl(2);
+	const char *text[1] = { "40" }, *binary[1] = { (const char *)&two };
+	const int length[1] = { 4 }, format[1] = { 1 };
+	const Oid int4[1] = { 23 };
+	struct pr_pg *pg = open_ok(5 * PR_SEC, -1);
+	struct pr_err err = { 0 };
+	int failed;
+
+	(void)state;
+	run_ok(pg, "CREATE TEMP TABLE p (n int)");
+	for (int pass = 1; pass <= 3; pass++) {
+		struct pr_stmt s[4] = {
+			{ .sql = "SELECT pg_current_xact_id()" },
+			{ .sql = "INSERT INTO pg_temp.p VALUES ($1::int)", .n = 1, .values = text },
+			{ .sql = "SELECT $1::int + 1, pg_current_xact_id()",
+				.n = 1,
+				.types = int4,
+				.values = binary,
+				.lengths = length,
+				.formats = format,
+				.sync = 1 },
+			{ .sql = "SELECT count(*), pg_current_xact_id() FROM pg_temp.p", .sync = 1 },
+		};
+
+		assert_int_equal(pr_pg_pipeline(pg, s, 4, &failed, &err), 0);
+		assert_string_equal(PQgetvalue(s[2].res, 0, 0), "3");
+		assert_string_equal(PQgetvalue(s[0].res, 0, 0), PQgetvalue(s[2].res, 0, 1));
+		assert_string_not_equal(PQgetvalue(s[0].res, 0, 0), PQgetvalue(s[3].res, 0, 1));
+		assert_int_equal(atoi(PQgetvalue(s[3].res, 0, 0)), pass);
+		pr_stmt_clear(s, 4);
+	}
+	pr_pg_close(pg);
+}
+
+static void pipeline_says_which_failed(void **state)
+{
+	struct pr_pg *pg = open_ok(5 * PR_SEC, -1);
+	struct pr_err err = { 0 };
+	int failed;
+
+	(void)state;
+	run_ok(pg, "CREATE TEMP TABLE p (n int PRIMARY KEY, m int REFERENCES pg_temp.p DEFERRABLE INITIALLY "
+		   "DEFERRED)");
+	for (int pass = 1; pass <= 3; pass++) {
+		struct pr_stmt s[5] = {
+			{ .sql = "SELECT 1", .sync = 1 },
+			{ .sql = "INSERT INTO pg_temp.p VALUES (1)" },
+			{ .sql = "SELECT 1/(count(*) - count(*)) FROM pg_temp.p" },
+			{ .sql = "SELECT 3" },
+			{ .sql = "SELECT 4", .sync = 1 },
+		}, deferred[3] = {
+			{ .sql = "INSERT INTO pg_temp.p VALUES (1, 2)" },
+			{ .sql = "SELECT 3", .sync = 1 },
+			{ .sql = "SELECT 5", .sync = 1 },
+		};
+
+		assert_int_equal(pr_pg_pipeline(pg, s, 5, &failed, &err), -1);
+		assert_err(&err, PR_REJECT, "22012");
+		assert_int_equal(failed, 2);
+		assert_null(s[0].res);
+		assert_true(pr_pg_ok(pg));
+		assert_string_equal(value_of(pg, "SELECT count(*) FROM pg_temp.p"), "0");
+		/* The transaction's own end fails: nothing of it is there, and the last statement is named.
+		 */
+		assert_int_equal(pr_pg_pipeline(pg, deferred, 3, &failed, &err), -1);
+		assert_err(&err, PR_REJECT, "23503");
+		assert_int_equal(failed, 1);
+		assert_true(pr_pg_ok(pg));
+		assert_string_equal(value_of(pg, "SELECT count(*) FROM pg_temp.p"), "0");
+	}
+	assert_int_equal(pr_pg_pipeline(pg, &(struct pr_stmt){ .sql = "SELECT 1" }, 1, NULL, &err), -1);
+	assert_int_equal(err.kind, PR_STOP);
+	pr_pg_close(pg);
+}
+
 static void round_trip_many_texts(void **state)
 {
 	struct pr_pg *pg = open_ok(5 * PR_SEC, -1);
@@ -640,7 +717,7 @@ static void round_trip_many_texts(void **state)
 			PQclear(r);
 		}
 	}
-	assert_string_equal(value_of(pg, "SELECT count(*) FROM pg_catalog.pg_prepared_statements"), "16");
+	assert_string_equal(value_of(pg, "SELECT count(*) FROM pg_catalog.pg_prepared_statements"), "32");
 	pr_pg_close(pg);
 }
 
@@ -650,22 +727,22 @@ static void round_trip_slots(void **state)
 {
 	struct pr_pg *pg = open_ok(5 * PR_SEC, -1);
 	struct pr_err err = { 0 };
-	char text[32][16], want[8];
-	const char *sql[16];
-	PGresult *r[16];
+	char text[64][16], want[8];
+	const char *sql[32];
+	PGresult *r[32];
 	unsigned seed = 7;
 
 	(void)state;
-	for (int i = 0; i < 32; i++)
+	for (int i = 0; i < 64; i++)
 		(void)snprintf(text[i], sizeof(text[i]), "SELECT %d", i);
 	for (int pass = 0; pass < 300; pass++) {
-		int pick[16], n;
+		int pick[32], n;
 
 		seed = seed * 1664525u + 1013904223u;
-		n = 1 + (int)(seed >> 16) % 16;
+		n = 1 + (int)(seed >> 16) % 32;
 		for (int i = 0; i < n; i++) { /* the same text twice in one round trip happens too */
 			seed = seed * 1664525u + 1013904223u;
-			pick[i] = (int)((seed >> 16) % (pass < 100 ? 20 : 32));
+			pick[i] = (int)((seed >> 16) % (pass < 100 ? 40 : 64));
 			sql[i] = text[pick[i]];
 		}
 		if (pr_pg_round_trip(pg, sql, n, r, &err) < 0)
@@ -676,11 +753,11 @@ static void round_trip_slots(void **state)
 		}
 		clear(r, n);
 	}
-	assert_string_equal(value_of(pg, "SELECT count(*) FROM pg_catalog.pg_prepared_statements"), "16");
+	assert_string_equal(value_of(pg, "SELECT count(*) FROM pg_catalog.pg_prepared_statements"), "32");
 	sql[0] = text[0];
-	for (int i = 1; i < 16; i++)
+	for (int i = 1; i < 32; i++)
 		sql[i] = sql[0];
-	assert_int_equal(pr_pg_round_trip(pg, sql, 17, r, &err), -1);
+	assert_int_equal(pr_pg_round_trip(pg, sql, 33, r, &err), -1);
 	assert_int_equal(err.kind, PR_STOP);
 	pr_pg_close(pg);
 }
@@ -1120,6 +1197,8 @@ int main(void)
 		cmocka_unit_test(copy_where_none_is_expected),
 		cmocka_unit_test(round_trip),
 		cmocka_unit_test(round_trip_error_in_the_middle),
+		cmocka_unit_test(pipeline_is_one_transaction),
+		cmocka_unit_test(pipeline_says_which_failed),
 		cmocka_unit_test(round_trip_many_texts),
 		cmocka_unit_test(round_trip_slots),
 		cmocka_unit_test(round_trip_stale_plan),
