@@ -27,6 +27,8 @@ struct part_lane {
 	int64_t next; /* committed next offset, as in inbox.position; after claim: the lane's thread only */
 	_Atomic int64_t shown;                           /* the same, for the poll thread and the pages */
 	int64_t attempt_offset, attempt_batch, attempts; /* inbox.attempt as the claim found it */
+	/* Record time (wall) of the oldest one pushed and not committed, INT64_MAX: none. Kept by lane.c. */
+	_Atomic int64_t oldest_us;
 };
 
 /* Made by a claim, shared by the poll thread and the lanes, freed with its last reference. A partition
@@ -41,10 +43,8 @@ struct part {
 	atomic_int dead;   /* revoked, or fenced: nothing of it may be handled any more */
 	atomic_int fenced; /* a lane met a higher epoch: the poll thread claims again */
 	_Atomic int64_t
-		read_through; /* every record below it has been pushed (or is below its lane's next) */
-	_Atomic int64_t end;  /* high watermark as Kafka last told; -1 unknown */
-	_Atomic int64_t
-		oldest_us;       /* record time of the oldest one pushed and not committed; INT64_MAX: none */
+		read_through;    /* every record below it has been pushed (or is below its lane's next) */
+	_Atomic int64_t end;     /* high watermark as Kafka last told; -1 unknown */
 	struct part_lane lane[]; /* lane_count of them */
 };
 
@@ -53,6 +53,9 @@ void part_drop(struct part *p);         /* accepts NULL */
 
 /* Lowest committed next offset of its lanes: what Kafka is told, and where reading begins. */
 int64_t part_next(const struct part *p);
+
+/* Oldest of its lanes' oldest_us; INT64_MAX: nothing is waiting. */
+int64_t part_oldest_us(const struct part *p);
 
 /* ---------------------------------------------------------------- the consumer */
 
