@@ -18,7 +18,7 @@ GEN      := $(ROOT)/gen
 OBJ      := $(OUT)/obj
 BIN      := $(OUT)/bin
 
-PKGS     := libpq rdkafka libconfig libmicrohttpd libcjson libcurl libzstd
+PKGS     := libpq rdkafka libconfig libmicrohttpd libcjson libcurl libzstd libcrypto libxxhash
 WARN     := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition \
             -Wpointer-arith -Wcast-qual -Wwrite-strings -Wundef -Wvla -Wformat=2 -Wnull-dereference -fno-common \
             $(if $(filter fuzz,$(VARIANT)),-Wno-gnu-zero-variadic-macro-arguments,-Wno-format-truncation)

@@ -12,6 +12,7 @@
 
 struct part;
 struct replay;
+struct pr_pg;
 
 struct header {
 	const char *name;
@@ -58,6 +59,7 @@ struct message {
 	rd_kafka_message_t *rkm;
 	PGresult *row;
 	char *buffer;
+	char *header_bytes; /* message_read_headers */
 };
 
 /* Takes the record. Knows key and place only: message_decode, on the lane's thread, does the rest. */
@@ -71,6 +73,10 @@ void message_free_all(struct message *list); /* by next */
 
 /* Whether conf.filter wants it (after decode). */
 int message_wanted(const struct message *m, const struct pr_consumer_conf *conf);
+
+/* Headers from what message_put_headers wrote (inbox.parked.headers), for a message that is no record of
+ * Kafka; before message_decode. json NULL: none. */
+void message_read_headers(struct message *m, const char *json);
 
 /* Value of the last header of that name, NULL when missing. */
 const struct header *message_header(const struct message *m, const char *name);
@@ -95,7 +101,12 @@ void message_put_headers(struct pr_buf *b, const struct message *m);
  * "time","attempt","headers":{},"payload":...} as the sink's line (contracts 2); no newline. */
 void message_put_json(struct pr_buf *b, const struct message *m, const char *op);
 
-/* Which lane of n a key belongs to: murmur2 of the key (as Kafka's partitioner); without a key, by offset. */
+/* Where among lanes a key belongs, 31 bits: murmur2 of the key, mixed once more, for all keys of one
+ * partition have the same murmur2 modulo the number of partitions; without a key, the offset.
+ * inbox.parked.lane_hash. */
+int32_t message_lane_hash(const struct message *m);
+
+/* message_lane_hash % n. */
 int message_lane(const struct message *m, int n);
 
 #endif

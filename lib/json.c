@@ -4,6 +4,7 @@
 
 #include "lib/err.h"
 
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -443,4 +444,205 @@ int pr_json_flat(const char *text, size_t len, struct pr_buf *scratch,
 out:
 	skip_space(&r);
 	return r.p == r.end ? 0 : -1;
+}
+
+/* ---------------------------------------------------------------- text for jsonb */
+
+/* Limits of Postgres: an array or object of jsonb holds 256 MB, and its parser a palloc of 1 GB, which
+ * doubles at up to 72 bytes a value; numeric's digits around the point. Ours stay well below. */
+#define MAX_TEXT         (64u << 20)
+#define MAX_VALUES       (4u << 20)
+#define NUMERIC_INTEGRAL 131072
+#define NUMERIC_FRACTION 16383
+
+/* Bits that are 0x80 in every byte of v that does not stand for itself inside a string: below 0x20, '"', '\',
+ * or above 0x7f. A borrow may mark a byte behind the first marked one too: only whether there is one counts.
+ */
+static uint64_t special8(uint64_t v)
+{
+	const uint64_t ones = 0x0101010101010101u, high = 0x80u * ones;
+	uint64_t quote = v ^ (ones * '"'), slash = v ^ (ones * '\\');
+
+	return ((v - ones * 0x20) | (quote - ones) | (slash - ones) | v) & high;
+}
+
+static const char *skip_plain(const char *p, const char *end)
+{
+	uint64_t v;
+
+	for (; end - p >= 8; p += 8) {
+		memcpy(&v, p, sizeof(v));
+		if (special8(v))
+			break;
+	}
+	while (p < end && is_plain((unsigned char)*p))
+		p++;
+	return p;
+}
+
+static int check_escape(struct reader *r)
+{
+	unsigned v, low;
+	char c;
+
+	if (r->p == r->end)
+		return -1;
+	c = *r->p++;
+	if (c != 'u')
+		return memchr("\"\\/bfnrt", c, 8) ? 0 : -1;
+	if (hex4(r, &v) < 0 || v == 0 || (v >= 0xdc00 && v <= 0xdfff))
+		return -1;
+	if (v < 0xd800 || v > 0xdbff)
+		return 0;
+	if (take(r, '\\') < 0 || take(r, 'u') < 0 || hex4(r, &low) < 0)
+		return -1;
+	return low >= 0xdc00 && low <= 0xdfff ? 0 : -1;
+}
+
+/* After the quotation mark. */
+static int check_string(struct reader *r)
+{
+	int n;
+
+	for (;;) {
+		r->p = skip_plain(r->p, r->end);
+		if (r->p == r->end)
+			return -1;
+		if (*r->p == '"') {
+			r->p++;
+			return 0;
+		}
+		if (*r->p == '\\') {
+			r->p++;
+			if (check_escape(r) < 0)
+				return -1;
+		} else if ((unsigned char)*r->p < 0x80 || (n = utf8_len(r->p, r->end)) < 0) {
+			return -1;
+		} else {
+			r->p += n;
+		}
+	}
+}
+
+static int check_number(struct reader *r)
+{
+	const char *from, *point = NULL, *exp = NULL;
+	long integral, fraction, e = 0;
+	struct reader x;
+
+	(void)take(r, '-');
+	from = r->p;
+	x = *r;
+	if (read_number(r) < 0 || *from == '-')
+		return -1;
+	(void)digits(&x);
+	integral = x.p - from;
+	if (x.p < r->p && *x.p == '.') {
+		point = ++x.p;
+		(void)digits(&x);
+	}
+	fraction = point ? x.p - point : 0;
+	if (x.p < r->p) {
+		exp = x.p + 1;
+		for (from = exp + (*exp == '-' || *exp == '+'); from < r->p && e < 1000000; from++)
+			e = e * 10 + (*from - '0');
+	}
+	if (exp && *exp == '-')
+		fraction += e;
+	else
+		integral += e;
+	return integral <= NUMERIC_INTEGRAL && fraction <= NUMERIC_FRACTION ? 0 : -1;
+}
+
+static int check_scalar(struct reader *r)
+{
+	switch (*r->p) {
+	case '"':
+		r->p++;
+		return check_string(r);
+	case 't':
+		return read_word(r, "true");
+	case 'f':
+		return read_word(r, "false");
+	case 'n':
+		return read_word(r, "null");
+	default:
+		return check_number(r);
+	}
+}
+
+/* "name" : with the space around it. */
+static int check_name(struct reader *r)
+{
+	skip_space(r);
+	if (take(r, '"') < 0 || check_string(r) < 0)
+		return -1;
+	skip_space(r);
+	return take(r, ':');
+}
+
+/* Behind a value: closes what ends there, and steps over the comma before the next one. 1: go on with a
+ * value, 0: the outermost one has ended. */
+static int check_end(struct reader *r, const char *open, int *depth)
+{
+	for (; *depth > 0; (*depth)--) {
+		skip_space(r);
+		if (take(r, ',') == 0)
+			return open[*depth - 1] == '{' && check_name(r) < 0 ? -1 : 1;
+		if (take(r, open[*depth - 1] == '{' ? '}' : ']') < 0)
+			return -1;
+	}
+	return 0;
+}
+
+int pr_json_text(const char *text, size_t len)
+{
+	struct reader r = { .p = text, .end = text + len };
+	char open[MAX_DEPTH];
+	unsigned values = 0;
+	int depth = 0, rc = 1;
+
+	if (len > MAX_TEXT)
+		return 0;
+	while (rc > 0) {
+		skip_space(&r);
+		if (r.p == r.end || ++values > MAX_VALUES)
+			return 0;
+		if (*r.p == '{' || *r.p == '[') {
+			if (depth == MAX_DEPTH)
+				return 0;
+			open[depth++] = *r.p++;
+			skip_space(&r);
+			if (r.p == r.end)
+				return 0;
+			if (*r.p != (open[depth - 1] == '{' ? '}' : ']')) {
+				rc = open[depth - 1] == '{' && check_name(&r) < 0 ? -1 : 1;
+				continue;
+			}
+		} else if (check_scalar(&r) < 0) {
+			return 0;
+		}
+		rc = check_end(&r, open, &depth);
+	}
+	skip_space(&r);
+	return rc == 0 && r.p == r.end;
+}
+
+int pr_utf8_text(const char *s, size_t n)
+{
+	const char *p = s, *end = s + n;
+	int len;
+
+	while (p < end) {
+		if ((unsigned char)*p < 0x80) {
+			if (!*p++)
+				return 0;
+			continue;
+		}
+		len = utf8_len(p, end);
+		if (len < 0)
+			return 0;
+		p += len;
+	}
+	return 1;
 }

@@ -26,4 +26,13 @@ int pr_json_flat(const char *text, size_t len, struct pr_buf *scratch,
 		int is_null),
 	void *ctx);
 
+/* Whether jsonb of Postgres (13 and newer, database encoding UTF8) certainly takes the text: RFC 8259, valid
+ * UTF-8, no \u0000, no lone surrogate, nesting <= 512, numbers within numeric (131,072 digits before the
+ * point, 16,383 after), at most 64 MB and 4 million values. May refuse what jsonb would take, never the
+ * reverse. */
+int pr_json_text(const char *text, size_t len);
+
+/* Whether text of Postgres takes the bytes: valid UTF-8 without NUL. */
+int pr_utf8_text(const char *s, size_t n);
+
 #endif

@@ -1,0 +1,32 @@
+/* consumers/part.c -- partitions that are ours, counted, and how far they are done. */
+#include "consumers/consumer.h"
+
+#include "lib/err.h"
+
+#include <stdlib.h>
+
+struct part *part_hold(struct part *p)
+{
+	(void)atomic_fetch_add_explicit(&p->refs, 1, memory_order_relaxed);
+	return p;
+}
+
+void part_drop(struct part *p)
+{
+	if (!p || atomic_fetch_sub_explicit(&p->refs, 1, memory_order_acq_rel) != 1)
+		return;
+	free(p->topic);
+	free(p);
+}
+
+int64_t part_next(const struct part *p)
+{
+	int64_t next = INT64_MAX, shown;
+
+	for (int i = 0; i < p->lane_count; i++) {
+		shown = atomic_load_explicit(&p->lane[i].shown, memory_order_acquire);
+		if (shown < next)
+			next = shown;
+	}
+	return next;
+}
