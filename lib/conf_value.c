@@ -267,11 +267,11 @@ char *pr_conf_conninfo_mask(const char *conninfo, int *ret_secret, struct pr_err
 const char *pr_conf_secret_part(const char *property)
 {
 	static const char *const words[] = { "password", "secret", "passphrase", "token", ".key.pem",
-		"oauthbearer.config", "ssl_key" };
-	const char *eq = strchr(property, '=');
+		"oauthbearer.config", "ssl_key", "authorization", "cookie", "api-key", "apikey" };
+	const char *eq = property + strcspn(property, "=:"); /* a property's, or a header's */
 	char name[128];
 
-	if (!eq)
+	if (!*eq)
 		return NULL;
 	(void)snprintf(name, sizeof(name), "%.*s", (int)(eq - property), property);
 	for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++)

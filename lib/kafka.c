@@ -52,17 +52,50 @@ static const struct denied denied[] = {
 	{ NULL, NULL },
 };
 
-static const char *why_denied(const char *name)
+/* What a consumer fixes besides, or names otherwise than the relay does. */
+static const struct denied denied_to_consumers[] = {
+	{ "group.instance.id", "set member instead" },
+	{ "isolation.level", "it is read_committed: what was rolled back must not be handled" },
+	{ "enable.partition.eof", "the consumer needs it to know where a partition ends" },
+	{ "auto.commit.interval.ms", "the database is the truth about offsets" },
+	{ "offset.store.method", "the database is the truth about offsets" },
+	{ "offset.store.path", "the database is the truth about offsets" },
+	{ "partition.assignment.strategy", "the consumer takes the one that this librdkafka has right" },
+	{ "queued.max.messages.kbytes", "set limits.prefetch_bytes instead" },
+	{ "queued.min.messages", "set limits.prefetch_bytes instead" },
+	{ "fetch.max.bytes", "memory is bounded by limits.prefetch_bytes" },
+	{ "fetch.message.max.bytes", "memory is bounded by limits.prefetch_bytes" },
+	{ "max.partition.fetch.bytes", "memory is bounded by limits.prefetch_bytes" },
+	{ "transactional.id", "a consumer has none" },
+	{ "transaction.timeout.ms", "a consumer has no transaction" },
+	{ "queue.buffering.max.messages", "dead letters are published a few at a time" },
+	{ "queue.buffering.max.kbytes", "dead letters are published a few at a time" },
+	{ "delivery.report.only.error", "the consumer sets it" },
+	{ "rebalance_cb", "not a setting" },
+	{ "consume_cb", "not a setting" },
+	{ "offset_commit_cb", "not a setting" },
+	{ NULL, NULL },
+};
+
+static const char *reason(const struct denied *d, const char *name)
 {
-	for (const struct denied *d = denied; d->name; d++)
-		if (strcasecmp(d->name, name) == 0)
-			return d->why;
+	while (d->name && strcasecmp(d->name, name) != 0)
+		d++;
+	return d->why;
+}
+
+static const char *why_denied(const char *name, int consumer)
+{
+	const char *why = consumer ? reason(denied_to_consumers, name) : NULL;
+
+	if (!why)
+		why = reason(denied, name);
 #ifndef PR_TEST
 	/* A cluster inside the process would acknowledge events that nobody can ever read. */
-	if (strncasecmp(name, "test.", 5) == 0)
+	if (!why && strncasecmp(name, "test.", 5) == 0)
 		return "it is for librdkafka's own tests";
 #endif
-	return NULL;
+	return why;
 }
 
 /* "a.b=c" -> name in buf, *ret_value behind the sign. -1 when there is no "=" or the name is odd. */
@@ -96,7 +129,7 @@ static int set_property(rd_kafka_conf_t *conf, const char *name, const char *val
 	return -1;
 }
 
-static int set_user_property(rd_kafka_conf_t *conf, const char *property, struct pr_err *err)
+static int set_user_property(rd_kafka_conf_t *conf, const char *property, int consumer, struct pr_err *err)
 {
 	const char *value, *why;
 	char name[128];
@@ -105,7 +138,7 @@ static int set_user_property(rd_kafka_conf_t *conf, const char *property, struct
 		(void)pr_fail(err, PR_STOP, "\"%s\" is not of the form property=value", property);
 		goto refused;
 	}
-	why = why_denied(name);
+	why = why_denied(name, consumer);
 	if (!why)
 		return set_property(conf, name, value, err);
 	(void)pr_fail(err, PR_STOP, "the property \"%s\" may not be set: %s", name, why);
@@ -115,15 +148,25 @@ refused:
 	return -1;
 }
 
-int pr_kafka_check_properties(const struct pr_strs *properties, struct pr_err *err)
+static int check_properties(const struct pr_strs *properties, int consumer, struct pr_err *err)
 {
 	rd_kafka_conf_t *conf = rd_kafka_conf_new();
 	int rc = 0;
 
 	for (size_t i = 0; rc == 0 && i < properties->n; i++)
-		rc = set_user_property(conf, properties->v[i], err);
+		rc = set_user_property(conf, properties->v[i], consumer, err);
 	rd_kafka_conf_destroy(conf);
 	return rc;
+}
+
+int pr_kafka_check_properties(const struct pr_strs *properties, struct pr_err *err)
+{
+	return check_properties(properties, 0, err);
+}
+
+int pr_kafka_check_consumer_properties(const struct pr_strs *properties, struct pr_err *err)
+{
+	return check_properties(properties, 1, err);
 }
 
 /* librdkafka's own lines would break the logfmt stream and come without end while a broker is away;
@@ -173,7 +216,7 @@ rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct
 	if (set_property(conf, "bootstrap.servers", brokers, err) < 0)
 		goto out;
 	for (size_t i = 0; properties && i < properties->n; i++)
-		if (set_user_property(conf, properties->v[i], err) < 0)
+		if (set_user_property(conf, properties->v[i], 0, err) < 0)
 			goto out;
 	for (; ours && ours->name; ours++)
 		if (set_property(conf, ours->name, ours->value, err) < 0)

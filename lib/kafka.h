@@ -16,6 +16,9 @@
  * Contacts nothing. */
 int pr_kafka_check_properties(const struct pr_strs *properties, struct pr_err *err) PR_MUSTCHECK;
 
+/* The same for a member of a group: what we fix of group, fetching and assignment is refused too. */
+int pr_kafka_check_consumer_properties(const struct pr_strs *properties, struct pr_err *err) PR_MUSTCHECK;
+
 struct pr_kafka_prop {
 	const char *name, *value; /* name NULL ends a list */
 };

@@ -30,9 +30,9 @@ enum pr_policy {
 /* One element of errors = ( { match = "sqlstate:23*"; policy = "park"; attempts = 5; backoff = "1s"; ... } ).
  */
 struct pr_rule {
-	char *match;        /* "sqlstate:23*", "http:5xx", "http:429", "exit:*", "reply:busy", "decode:id",
-			     * "timeout",        "crash", "*": class, and after a colon its code; * at the end matches any
-			     * rest, x one digit */
+	const char *match;  /* "sqlstate:23*", "http:5xx", "http:429", "exit:*", "reply:busy", "decode:id",
+			     * "timeout", "crash", "*": class, and after a colon its code (no code: any); * at
+			     * the  end matches any rest, in HTTP's codes x one digit */
 	int policy;         /* enum pr_policy */
 	int64_t attempts;   /* tries in all, before the message is buried; of park 0: for ever. Default 5 */
 	int64_t backoff_us; /* first delay; doubles with jitter */

@@ -4,14 +4,11 @@
 #include "lib/relay_conf.h"
 
 #include "lib/clock.h"
+#include "lib/conf_check.h"
 #include "lib/kafka.h"
-#include "lib/log.h"
 
-#include <arpa/inet.h>
 #include <ctype.h>
-#include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #define AT(field) offsetof(struct pr_relay_conf, field)
 #define KB        1024LL
@@ -109,14 +106,6 @@ static int check_name(const struct pr_relay_conf *c, const struct pr_conf *conf,
 	return 0;
 }
 
-static int check_brokers(const struct pr_relay_conf *c, const struct pr_conf *conf, struct pr_err *err)
-{
-	for (const char *p = c->kafka.brokers; *p; p++)
-		if (!isgraph((unsigned char)*p) && *p != ' ')
-			return pr_conf_fail(conf, "kafka.brokers", err, "holds a character no address has");
-	return 0;
-}
-
 /* Every part but ${aggregatetype} must be fit for a topic, and leave room for what replaces it. */
 static int check_topic(const struct pr_relay_conf *c, const struct pr_conf *conf, struct pr_err *err)
 {
@@ -155,79 +144,19 @@ static int check_polling(const struct pr_relay_conf *c, const struct pr_conf *co
 	return 0;
 }
 
-static int check_properties(const struct pr_relay_conf *c, const struct pr_conf *conf, struct pr_err *err)
+static int check_common(const struct pr_relay_conf *c, const struct pr_conf *conf, struct pr_err *err)
 {
-	struct pr_err why;
-
-	if (pr_kafka_check_properties(&c->kafka.properties, &why) == 0)
-		return 0;
-	(void)pr_conf_fail(conf, "kafka.properties", err, "%s", why.text);
-	if (*why.hint)
-		(void)pr_hint(err, "%s", why.hint);
-	return -1;
-}
-
-/* "127.0.0.1:9470" -> the host without brackets; -1 when it is not host:port. */
-static int split_listen(const char *listen, char *host, size_t size)
-{
-	const char *colon = strrchr(listen, ':'), *from = listen;
-	size_t n = colon ? (size_t)(colon - listen) : 0, digits = colon ? strspn(colon + 1, "0123456789") : 0;
-
-	if (digits == 0 || digits > 5 || colon[1 + digits] != '\0' || strtol(colon + 1, NULL, 10) > 65535)
+	if (pr_check_brokers(c->kafka.brokers, conf, err) < 0 ||
+		pr_check_properties(&c->kafka.properties, 0, conf, err) < 0 ||
+		pr_check_listen(c->http.listen, c->http.token, conf, err) < 0)
 		return -1;
-	if (n >= 2 && *from == '[' && from[n - 1] == ']') {
-		from++;
-		n -= 2;
-	} else if (memchr(from, ':', n)) {
-		return -1;
-	}
-	if (n == 0 || n >= size)
-		return -1;
-	memcpy(host, from, n);
-	host[n] = '\0';
-	return 0;
-}
-
-static int is_loopback(const char *host)
-{
-	struct in6_addr v6;
-	struct in_addr v4;
-
-	if (inet_pton(AF_INET, host, &v4) == 1)
-		return ntohl(v4.s_addr) >> 24 == 127;
-	if (inet_pton(AF_INET6, host, &v6) == 1)
-		return IN6_IS_ADDR_LOOPBACK(&v6);
-	return strcasecmp(host, "localhost") == 0;
-}
-
-static int check_http(const struct pr_relay_conf *c, const struct pr_conf *conf, struct pr_err *err)
-{
-	char host[256];
-
-	if (split_listen(c->http.listen, host, sizeof(host)) < 0) {
-		(void)pr_conf_fail(conf, "http.listen", err, "is not address:port");
-		return pr_hint(err, "like 127.0.0.1:9470, [::1]:9470 or *:9470");
-	}
-	if (is_loopback(host) || c->http.token)
-		return 0;
-	(void)pr_conf_fail(conf, "http.listen", err, "needs http.token to listen off loopback");
-	return pr_hint(err, "set http.token to \"env:NAME\" or \"file:/path\"");
-}
-
-static int check_log(const struct pr_relay_conf *c, const struct pr_conf *conf, struct pr_err *err)
-{
-	enum pr_level level;
-
-	if (pr_level_parse(c->log_level, &level) < 0)
-		return pr_conf_fail(conf, "log.level", err, "must be debug, info, warn or error");
-	return 0;
+	return pr_check_log_level(c->log_level, conf, err);
 }
 
 int pr_relay_conf_validate(const void *target, const struct pr_conf *conf, struct pr_err *err)
 {
-	static int (*const checks[])(
-		const struct pr_relay_conf *, const struct pr_conf *, struct pr_err *) = { check_name,
-		check_brokers, check_topic, check_polling, check_properties, check_http, check_log };
+	static int (*const checks[])(const struct pr_relay_conf *, const struct pr_conf *,
+		struct pr_err *) = { check_name, check_topic, check_polling, check_common };
 
 	for (size_t i = 0; i < sizeof(checks) / sizeof(*checks); i++)
 		if (checks[i](target, conf, err) < 0)

@@ -1,0 +1,23 @@
+/* lib/conf_check.h -- checks that several programs' configurations share. Each names the option at fault
+ * by pr_conf_fail, and contacts nothing. */
+#ifndef PR_CONF_CHECK_H
+#define PR_CONF_CHECK_H
+
+#include "lib/conf.h"
+
+/* kafka.brokers: no character that no address has. */
+int pr_check_brokers(const char *brokers, const struct pr_conf *conf, struct pr_err *err) PR_MUSTCHECK;
+
+/* kafka.properties: librdkafka takes them, and the guarantee allows them. consumer: what a consumer fixes is
+ * refused too. */
+int pr_check_properties(const struct pr_strs *properties, int consumer, const struct pr_conf *conf,
+	struct pr_err *err) PR_MUSTCHECK;
+
+/* http.listen is address:port, and needs http.token off loopback. */
+int pr_check_listen(
+	const char *listen, const char *token, const struct pr_conf *conf, struct pr_err *err) PR_MUSTCHECK;
+
+/* log.level is one. */
+int pr_check_log_level(const char *level, const struct pr_conf *conf, struct pr_err *err) PR_MUSTCHECK;
+
+#endif
