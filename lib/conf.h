@@ -30,6 +30,7 @@ enum { /* flags */
 	PR_OPT_REQUIRED = 1,
 	PR_OPT_NO_RELOAD = 2, /* SIGHUP that changes it is refused whole, by name */
 	PR_OPT_HIDDEN = 4,    /* for tests: parsed, but not in the sample or the reference */
+	PR_OPT_SHOWN = 8,     /* the sample sets its example: without it the sample would be refused */
 };
 
 struct pr_strs {

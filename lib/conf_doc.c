@@ -128,8 +128,8 @@ static void sample_option(const struct pr_opt *o, FILE *out)
 
 	comment(out, indent, o->doc);
 	(void)fprintf(out, "%s# (%s)\n", indent, fact);
-	(void)fprintf(out, "%s%s%s = %s;\n", indent, o->flags & PR_OPT_REQUIRED ? "" : "#", leaf_of(o->path),
-		value);
+	(void)fprintf(out, "%s%s%s = %s;\n", indent, o->flags & (PR_OPT_REQUIRED | PR_OPT_SHOWN) ? "" : "#",
+		leaf_of(o->path), value);
 	if (o->type == PR_OPT_GROUPS)
 		for (const struct pr_opt *sub = o->sub; sub->path; sub++) {
 			char *text = pr_asprintf("  %s: %s", sub->path, sub->doc);

@@ -28,7 +28,7 @@ static const struct pr_opt rule_options[] = {
 		       "* "
 		       "for everything." },
 	{ "policy", PR_OPT_ENUM, RULE(policy), .choices = "retry|breaker|park|dead_letter|ignore|stop",
-		.flags = PR_OPT_REQUIRED, .example = "retry",
+		.flags = PR_OPT_REQUIRED, .example = "park",
 		.doc = "What follows: retry (in place, then dead letter), breaker (what is behind the "
 		       "handler is "
 		       "down: everything waits, one message probes), park (the key waits with all behind it "
@@ -40,12 +40,12 @@ static const struct pr_opt rule_options[] = {
 		.doc = "Of retry and park: tries in all before the message becomes a dead letter. Of park, 0 "
 		       "is "
 		       "for ever." },
-	{ "backoff", PR_OPT_DURATION, RULE(backoff_us), .min = PR_MS, .max = 30 * DAY, .example = "100ms",
+	{ "backoff", PR_OPT_DURATION, RULE(backoff_us), .min = PR_MS, .max = 30 * DAY, .example = "5s",
 		.doc = "First delay before the next try; it doubles, with jitter. When not set: 100ms of "
 		       "retry, "
 		       "1s of breaker, 5s of park." },
 	{ "backoff_max", PR_OPT_DURATION, RULE(backoff_max_us), .min = PR_MS, .max = 30 * DAY,
-		.example = "5s",
+		.example = "10m",
 		.doc = "Longest such delay. When not set: 5s of retry, 30s of breaker, 10m of park, and "
 		       "never "
 		       "less than backoff." },
@@ -104,7 +104,7 @@ const struct pr_opt pr_consumer_options[] = {
 		.doc = "Deadline of one call of the handler: a statement, a request, a subprocess's answer. "
 		       "Past "
 		       "it the message has failed with class timeout." },
-	{ "handler.function", PR_OPT_STR, AT(handler.function), .flags = PR_OPT_NO_RELOAD,
+	{ "handler.function", PR_OPT_STR, AT(handler.function), .flags = PR_OPT_SHOWN | PR_OPT_NO_RELOAD,
 		.example = "seat.on_event",
 		.doc = "Of sql: schema.name of a function that takes inbox.message (called once a message) "
 		       "or "

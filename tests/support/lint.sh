@@ -88,16 +88,20 @@ paths_in_config() {
 }
 
 check_options() {
-	[ -f lib/relay_conf.c ] || { echo "skip: no lib/relay_conf.c"; return; }
-	[ -f etc/relay.cfg ] && sample=$(paths_in_config etc/relay.cfg) || sample=
-	awk '/^[ \t]*\{ *"[a-z_.]+", *PR_OPT_/ {
-			if (path && !hidden) print path
-			path = $0; sub(/^[^"]*"/, "", path); sub(/".*/, "", path); hidden = 0 }
-		/PR_OPT_HIDDEN/ { hidden = 1 }
-		END { if (path && !hidden) print path }' lib/relay_conf.c | while read -r path; do
-		echo "$sample" | grep -qxF "$path" || echo "option $path is not in etc/relay.cfg"
-		grep -qsF "\`$path\`" docs/reference/relay-config.md ||
-			echo "option $path is not in docs/reference/relay-config.md"
+	for program in relay consumer; do
+		table=lib/${program}_conf.c reference=docs/reference/$program-config.md sample=etc/$program.cfg
+		[ -f "$table" ] || { echo "skip: no $table"; return; }
+		[ -f "$sample" ] && shown=$(paths_in_config "$sample") || shown=
+		# Options of list elements (errors[]) have a table of their own, named before the main one.
+		awk '/^const struct pr_opt / { main = 1 }
+			main && /^[ \t]*\{ *"[a-z_.]+", *PR_OPT_/ {
+				if (path && !hidden) print path
+				path = $0; sub(/^[^"]*"/, "", path); sub(/".*/, "", path); hidden = 0 }
+			/PR_OPT_HIDDEN/ { hidden = 1 }
+			END { if (path && !hidden) print path }' "$table" | while read -r path; do
+			echo "$shown" | grep -qxF "$path" || echo "option $path is not in $sample"
+			grep -qsF "\`$path\`" "$reference" || echo "option $path is not in $reference"
+		done
 	done
 }
 
