@@ -30,3 +30,15 @@ int64_t part_next(const struct part *p)
 	}
 	return next;
 }
+
+int64_t part_oldest_us(const struct part *p)
+{
+	int64_t oldest = INT64_MAX, us;
+
+	for (int i = 0; i < p->lane_count; i++) {
+		us = atomic_load_explicit(&p->lane[i].oldest_us, memory_order_relaxed);
+		if (us < oldest)
+			oldest = us;
+	}
+	return oldest;
+}

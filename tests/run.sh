@@ -147,7 +147,7 @@ fuzz_build() {
 	for source in $sources; do objects="$objects build/fuzz/obj/$(echo "$source" | tr / _).o"; done
 	# shellcheck disable=SC2086
 	$fuzz_cc $FUZZ_FLAGS $fuzz_link "$1" $objects -o "$2" \
-		$(pkg-config --cflags --libs libpq rdkafka libconfig libmicrohttpd libcjson libcurl libzstd) -lpthread -lm
+		$(pkg-config --cflags --libs libpq rdkafka libconfig libmicrohttpd libcjson libcurl libzstd libcrypto libxxhash) -lpthread -lm
 }
 
 # fuzz_run NAME LOG COMMAND...: counts one pass or failure.

@@ -2,3 +2,4 @@
 $(OUT)/unit/snapshot_test: $(OBJ)/relay/snapshot.o
 $(OUT)/unit/batch_test: $(OBJ)/relay/batch.o
 $(OUT)/unit/pipe_test: $(OBJ)/relay/pipe.o $(OBJ)/relay/batch.o
+$(OUT)/unit/message_test: $(OBJ)/consumers/message.o $(OBJ)/consumers/part.o
