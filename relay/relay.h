@@ -13,6 +13,7 @@
 #include "relay/pipe.h"
 #include "relay/source.h"
 
+#include "lib/health.h"
 #include "lib/http.h"
 #include "lib/metrics.h"
 #include "lib/relay_conf.h"
@@ -73,9 +74,9 @@ struct relay {
 	_Atomic int64_t ranges_ahead;
 	_Atomic uint64_t request; /* outbox.relay.request as last seen */
 
+	struct pr_board board; /* enum trouble */
+
 	pthread_mutex_t mutex; /* of what follows */
-	struct pr_err trouble[TROUBLE_COUNT];
-	int64_t trouble_since_us[TROUBLE_COUNT]; /* monotonic; 0: none */
 	struct pr_position committed;
 	struct waiting_topic *waiting; /* copies for /status.json */
 	size_t waiting_n;
