@@ -388,7 +388,7 @@ $$;
 -- plan made while the slots were small must do when they are large.
 CREATE FUNCTION inbox.remember("group" text, ids uuid[], hashes bigint[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
 	open_slot integer;
@@ -423,7 +423,7 @@ $$;
 -- One number per id, in order: 0 new, and remembered from now on; 1 seen; 2 seen with another payload.
 CREATE FUNCTION inbox.sort_out("group" text, ids uuid[], hashes bigint[]) RETURNS SETOF integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
 	open_slot integer;
@@ -465,7 +465,7 @@ $$;
 -- The same answer without remembering anything.
 CREATE FUNCTION inbox.look("group" text, ids uuid[], hashes bigint[]) RETURNS SETOF integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 BEGIN
 	IF cardinality(ids) IS DISTINCT FROM cardinality(hashes) THEN
