@@ -468,6 +468,16 @@ static void put_on_one_line(struct pr_buf *b, const char *s, size_t n)
 		*p = ' ';
 }
 
+void message_put_key(struct pr_buf *b, const struct message *m)
+{
+	if (pr_utf8_text(m->key, m->key_len)) {
+		pr_buf_put(b, m->key, m->key_len);
+		return;
+	}
+	pr_buf_puts(b, "base64:");
+	put_base64(b, m->key, m->key_len);
+}
+
 static void put_json_key(struct pr_buf *b, const struct message *m)
 {
 	if (!m->key) {

@@ -51,6 +51,7 @@ struct message {
 	/* where it belongs */
 	struct part *part;     /* counted reference; NULL: from inbox.parked */
 	int lane;              /* of part->lane_count */
+	int64_t dead_letter;   /* the dead letter this is another try of; 0: none */
 	int64_t parked;        /* inbox.parked.entry it was read from; 0: none */
 	unsigned attempts;     /* failed tries so far, also before a restart */
 	struct replay *replay; /* NULL: live. A replayed message moves no position */
@@ -105,6 +106,9 @@ void message_put_json(struct pr_buf *b, const struct message *m, const char *op)
  * partition have the same murmur2 modulo the number of partitions; without a key, the offset.
  * inbox.parked.lane_hash. */
 int32_t message_lane_hash(const struct message *m);
+
+/* The key as text, as inbox.message has it: "base64:..." of bytes that are no text. m->key must be there. */
+void message_put_key(struct pr_buf *b, const struct message *m);
 
 /* message_lane_hash % n. */
 int message_lane(const struct message *m, int n);

@@ -1,0 +1,579 @@
+/* consumers/lane.c -- one lane: a queue, and the rhythm in which its messages become transactions. What fails
+ * as a batch is halved until the culprit is alone; the messages before it are committed. Refuses to handle
+ * anything of a part that is dead, or before it knows which keys are parked. */
+#include "consumers/lane.h"
+
+#include "lib/clock.h"
+#include "lib/log.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MOVE_US    PR_SEC        /* how often positions of idle lanes move */
+#define IDLE_US    (200 * PR_MS) /* longest sleep: a stop or an order is seen this soon */
+#define COLLISIONS 3             /* a batch that lost a deadlock is tried so often before it is halved */
+#define SCAN       1000          /* messages looked through for a part's oldest one */
+
+/* ---------------------------------------------------------------- the queue: any thread */
+
+struct lane *lane_new(struct consumer *c, int number)
+{
+	struct lane *l = pr_calloc(1, sizeof(*l));
+	pthread_condattr_t attr;
+
+	l->c = c;
+	l->number = number;
+	(void)pthread_mutex_init(&l->mutex, NULL);
+	(void)pthread_condattr_init(&attr);
+	(void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	(void)pthread_cond_init(&l->changed, &attr);
+	(void)pthread_condattr_destroy(&attr);
+	l->tail = &l->head;
+	l->limit = (size_t)c->conf->limits.batch_events;
+	l->keys = keyset_new();
+	return l;
+}
+
+struct lane *lane_of(struct consumer *c, int lane)
+{
+	return c->lanes[(size_t)lane % (size_t)c->conf->lanes];
+}
+
+int lane_has_room(struct lane *l)
+{
+	size_t share = (size_t)(l->c->conf->limits.buffer_bytes / l->c->conf->lanes);
+
+	if (atomic_load(&l->bytes) < share)
+		return 1;
+	atomic_store(&l->was_full, 1);
+	return 0;
+}
+
+void lane_push(struct lane *l, struct message *list)
+{
+	struct message *m;
+
+	(void)pthread_mutex_lock(&l->mutex);
+	for (m = list; m; m = m->next) {
+		_Atomic int64_t *oldest = &m->part->lane[m->lane].oldest_us;
+
+		if (!m->replay && atomic_load(oldest) == INT64_MAX)
+			atomic_store(oldest, m->time_us < 0 ? pr_wall_us() : m->time_us);
+		atomic_fetch_add(&l->bytes, m->bytes);
+		*l->tail = m;
+		l->tail = &m->next;
+	}
+	(void)pthread_cond_signal(&l->changed);
+	(void)pthread_mutex_unlock(&l->mutex);
+}
+
+static void drop(struct lane *l, struct message *m)
+{
+	atomic_fetch_sub(&l->bytes, m->bytes);
+	message_free(m);
+}
+
+/* Under the lock. */
+static void drop_dead(struct lane *l)
+{
+	struct message **at = &l->head, *m;
+
+	while ((m = *at)) {
+		if (!atomic_load(&m->part->dead)) {
+			at = &m->next;
+			continue;
+		}
+		*at = m->next;
+		drop(l, m);
+	}
+	l->tail = at;
+}
+
+void lane_forget(struct lane *l, const struct part *p)
+{
+	(void)p; /* dead says it: others that are dead may go along */
+	(void)pthread_mutex_lock(&l->mutex);
+	drop_dead(l);
+	(void)pthread_mutex_unlock(&l->mutex);
+}
+
+static void drop_wanted(struct lane *l)
+{
+	for (size_t i = 0; i < l->wanted_n; i++)
+		part_drop(l->wanted[i]);
+	free(l->wanted);
+	l->wanted = NULL;
+	l->wanted_n = 0;
+}
+
+void lane_serve(struct lane *l, struct part *const *parts, size_t n)
+{
+	(void)pthread_mutex_lock(&l->mutex);
+	drop_wanted(l);
+	l->wanted = pr_calloc(n + 1, sizeof(*l->wanted));
+	for (size_t i = 0; i < n; i++)
+		l->wanted[i] = part_hold(parts[i]);
+	l->wanted_n = n;
+	l->serve_changed = 1;
+	(void)pthread_cond_signal(&l->changed);
+	(void)pthread_mutex_unlock(&l->mutex);
+}
+
+/* ---------------------------------------------------------------- what is served */
+
+static void serve_nothing(struct lane *l)
+{
+	for (size_t i = 0; i < l->served_n; i++)
+		part_drop(l->served[i].part);
+	free(l->served);
+	l->served = NULL;
+	l->served_n = 0;
+}
+
+static void serve(struct lane *l, struct part *p)
+{
+	for (int i = 0; i < p->lane_count; i++) {
+		if (lane_of(l->c, i) != l)
+			continue;
+		l->served = pr_realloc(l->served, (l->served_n + 1) * sizeof(*l->served));
+		l->served[l->served_n++] = (struct served){ part_hold(p), i, p->lane[i].next };
+	}
+}
+
+/* Takes over what the poll thread said. What was parked has to be asked anew. */
+static void serve_changes(struct lane *l)
+{
+	(void)pthread_mutex_lock(&l->mutex);
+	if (l->serve_changed) {
+		serve_nothing(l);
+		for (size_t i = 0; i < l->wanted_n; i++)
+			if (!atomic_load(&l->wanted[i]->dead))
+				serve(l, l->wanted[i]);
+		drop_wanted(l);
+		l->serve_changed = 0;
+		l->loaded = l->level = 0;
+	}
+	(void)pthread_mutex_unlock(&l->mutex);
+}
+
+/* ---------------------------------------------------------------- work */
+
+/* Forgets work[at..at + n). */
+static void work_drop(struct lane *l, size_t at, size_t n)
+{
+	for (size_t i = at; i < at + n; i++)
+		drop(l, l->work[i].m);
+	memmove(l->work + at, l->work + at + n, (l->work_n - at - n) * sizeof(*l->work));
+	l->work_n -= n;
+}
+
+static void work_drop_dead(struct lane *l)
+{
+	for (size_t i = 0; i < l->work_n;) {
+		if (atomic_load(&l->work[i].m->part->dead))
+			work_drop(l, i, 1);
+		else
+			i++;
+	}
+}
+
+/* What the last owner began with this message and did not finish: it may have died of it. */
+static void remember_attempts(struct lane *l, struct work *w)
+{
+	struct part_lane *pl = &w->m->part->lane[w->m->lane];
+	struct outcome why = { .cls = PR_FAIL_CRASH };
+
+	if (w->m->replay || pl->attempts == 0 || pl->attempt_offset != w->m->offset)
+		return;
+	if (pl->attempt_batch > 1) {
+		l->careful = (size_t)pl->attempt_batch;
+	} else {
+		w->m->attempts = (unsigned)pl->attempts;
+		if (pl->attempts >= l->c->conf->limits.crashes) {
+			(void)snprintf(why.text, sizeof(why.text),
+				"begun %u times and never finished: it takes the process along",
+				w->m->attempts);
+			decide(l, w->m, &why, &w->v);
+		}
+	}
+	if (w->v.fate == FATE_PENDING)
+		w->v.fate = FATE_HANDLE;
+	pl->attempts = 0;
+}
+
+static void work_add(struct lane *l, struct message *m)
+{
+	if (l->work_n == l->work_cap) {
+		l->work_cap = l->work_cap ? 2 * l->work_cap : 64;
+		l->work = pr_realloc(l->work, l->work_cap * sizeof(*l->work));
+	}
+	l->work[l->work_n++] = (struct work){ .m = m };
+	remember_attempts(l, &l->work[l->work_n - 1]);
+}
+
+/* More messages from the queue, up to one batch. */
+static void take(struct lane *l)
+{
+	size_t most = (size_t)l->c->conf->limits.batch_events;
+	struct message *m;
+
+	(void)pthread_mutex_lock(&l->mutex);
+	if (!l->serve_changed) {
+		while (l->work_n < most && (m = l->head)) {
+			l->head = m->next;
+			m->next = NULL;
+			work_add(l, m);
+		}
+		if (!l->head)
+			l->tail = &l->head;
+		l->level = !l->head;
+		for (size_t i = 0; i < l->served_n && l->level; i++)
+			l->served[i].through = atomic_load(&l->served[i].part->read_through);
+	}
+	(void)pthread_mutex_unlock(&l->mutex);
+}
+
+/* Record time of the part's first message that is left; of many, one that is surely not younger. Under the
+ * lock. */
+static int64_t oldest_left(const struct lane *l, const struct step *s)
+{
+	size_t seen = 0;
+
+	for (size_t i = 0; i < l->work_n; i++, seen++)
+		if (l->work[i].m->part == s->part && l->work[i].m->lane == s->lane)
+			return l->work[i].m->time_us;
+	for (const struct message *m = l->head; m; m = m->next)
+		if ((m->part == s->part && m->lane == s->lane) || ++seen > SCAN)
+			return m->time_us;
+	return INT64_MAX;
+}
+
+static void positions_moved(struct lane *l)
+{
+	(void)pthread_mutex_lock(&l->mutex);
+	for (size_t i = 0; i < l->steps_n; i++) {
+		struct part_lane *pl = &l->steps[i].part->lane[l->steps[i].lane];
+
+		pl->next = l->steps[i].next;
+		atomic_store(&pl->shown, pl->next);
+		atomic_store(&pl->oldest_us, oldest_left(l, &l->steps[i]));
+	}
+	(void)pthread_mutex_unlock(&l->mutex);
+	l->steps_n = 0;
+}
+
+void lane_done(struct lane *l, size_t n)
+{
+	size_t share = (size_t)(l->c->conf->limits.buffer_bytes / l->c->conf->lanes);
+	struct message *freed = NULL, **tail = &freed;
+	size_t bytes = 0;
+
+	for (size_t i = 0; i < n; i++) { /* the parts live on in served until positions_moved is over */
+		*tail = l->work[i].m;
+		tail = &l->work[i].m->next;
+		bytes += l->work[i].m->bytes;
+	}
+	*tail = NULL;
+	memmove(l->work, l->work + n, (l->work_n - n) * sizeof(*l->work));
+	l->work_n -= n;
+	positions_moved(l);
+	message_free_all(freed);
+	if (atomic_fetch_sub(&l->bytes, bytes) - bytes < share / 2 && atomic_exchange(&l->was_full, 0))
+		group_wake(l->c);
+}
+
+void lane_fenced(struct lane *l)
+{
+	atomic_fetch_add(&l->c->fenced, 1);
+	for (size_t i = 0; i < l->steps_n; i++) {
+		struct part *p = l->steps[i].part;
+
+		if (!atomic_exchange(&p->dead, 1))
+			pr_log(PR_WARN, "fenced: another member has taken the partition over",
+				KS("topic", p->topic), KI("partition", p->partition), KI("epoch", p->epoch));
+		atomic_store(&p->fenced, 1);
+	}
+	l->steps_n = 0;
+	group_wake(l->c);
+}
+
+/* ---------------------------------------------------------------- waiting */
+
+int lane_wait(struct lane *l, int64_t us)
+{
+	struct pollfd wake = { .fd = l->c->wake_fd, .events = POLLIN };
+
+	if (us > 0 && !atomic_load(&l->c->stopping))
+		(void)poll(&wake, 1, (int)(us / PR_MS) + 1);
+	return atomic_load(&l->c->stopping);
+}
+
+/* Until something is pushed or changed, or the time has come. */
+static void await_push(struct lane *l, int64_t us)
+{
+	int64_t until = pr_mono_us() + (us < IDLE_US ? us : IDLE_US);
+	struct timespec ts = { .tv_sec = until / PR_SEC, .tv_nsec = (until % PR_SEC) * 1000 };
+
+	(void)pthread_mutex_lock(&l->mutex);
+	while (!l->head && !l->serve_changed && !atomic_load(&l->c->stopping))
+		if (pthread_cond_timedwait(&l->changed, &l->mutex, &ts) != 0)
+			break;
+	(void)pthread_mutex_unlock(&l->mutex);
+}
+
+/* ---------------------------------------------------------------- the database */
+
+static void disconnect(struct lane *l)
+{
+	l->c->ops->close(l->handler);
+	l->handler = NULL;
+	pr_pg_close(l->pg);
+	l->pg = NULL;
+}
+
+/* A batch that has begun is finished when we stop, so this connection knows no wake-up: its deadlines end it.
+ */
+int lane_connect(struct lane *l, struct pr_err *err)
+{
+	struct consumer *c = l->c;
+	struct handler_env env = { c->conf, l->number, c->wake_fd };
+	char name[120];
+	struct pr_pg_opts opts = { c->conf->database.conninfo, name, c->conf->database.timeout_us, -1 };
+
+	if (l->pg && pr_pg_ok(l->pg) && l->handler)
+		return 0;
+	disconnect(l);
+	(void)snprintf(name, sizeof(name), "postrider-consumer %.32s lane %d", c->conf->group, l->number);
+	if (pr_pg_open(&opts, &l->pg, err) < 0)
+		return -1;
+	/* Users' functions see the path that their database gives them; ours name their schema. */
+	if (pr_pg_run(l->pg, "RESET search_path", 0, NULL, err) < 0 ||
+		message_types_read(&l->types, l->pg, err) < 0)
+		return -1;
+	return c->ops->open(&env, l->pg, &l->handler, err);
+}
+
+/* Something that is not about a message failed: said, waited for, tried again. */
+static void broken(struct lane *l, const struct pr_err *err)
+{
+	if (err->kind == PR_STOP && err->exit == PR_EX_CONFIG) {
+		health_trouble(l->c, TROUBLE_REFUSED, err);
+		consumer_stop(l->c, err->exit);
+		return;
+	}
+	health_trouble(l->c, TROUBLE_POSTGRES, err);
+	if (!l->pg || !pr_pg_ok(l->pg))
+		disconnect(l);
+	l->steps_n = 0;
+	(void)lane_wait(l, pr_backoff_us(l->failures++, 20 * PR_MS, PR_SEC));
+}
+
+static void well(struct lane *l)
+{
+	l->failures = 0;
+	health_trouble(l->c, TROUBLE_POSTGRES, NULL);
+}
+
+/* ---------------------------------------------------------------- one step */
+
+/* Size of the next batch. */
+static size_t batch_of(const struct lane *l)
+{
+	size_t n = l->careful || l->probing ? 1 : l->limit < l->work_n ? l->limit : l->work_n;
+	size_t bytes = 0, most = (size_t)l->c->conf->limits.batch_bytes;
+
+	for (size_t i = 0; i < n; i++) {
+		bytes += l->work[i].m->bytes;
+		if (i > 0 && bytes > most)
+			return i;
+	}
+	return n;
+}
+
+static void went_well(struct lane *l, size_t n)
+{
+	size_t most = (size_t)l->c->conf->limits.batch_events;
+
+	well(l);
+	l->retries = 0;
+	l->limit = l->limit * 2 < most ? l->limit * 2 : most;
+	l->careful = l->careful > n ? l->careful - n : 0;
+	breaker_close(l);
+}
+
+/* More than one message failed together, and the error may be about any of them. */
+static void batch_failed(struct lane *l, size_t n, const struct outcome *why)
+{
+	atomic_fetch_add(&l->c->retried, 1);
+	if (rule_of(l, why)->policy == PR_POLICY_BREAKER) {
+		breaker_open(l, why, why->retry_after_us);
+		return;
+	}
+	if (strncmp(why->code, "40", 2) == 0 && l->retries++ < COLLISIONS) {
+		(void)lane_wait(l, pr_backoff_us(l->retries, 2 * PR_MS, 50 * PR_MS));
+		return;
+	}
+	l->retries = 0;
+	l->limit = n / 2;
+}
+
+static void one_failed(struct lane *l, const struct outcome *why)
+{
+	struct work *w = &l->work[0];
+
+	w->m->attempts++;
+	decide(l, w->m, why, &w->v);
+	if (w->v.fate != FATE_PENDING)
+		return; /* the next transaction holds it back */
+	atomic_fetch_add(&l->c->retried, 1);
+	l->not_before_us = pr_mono_us() + w->v.delay_us;
+	w->v.fate = FATE_HANDLE;
+}
+
+/* The connection went while messages were with the handler: one of them may be why. */
+static void lost_with(struct lane *l, size_t n, const struct pr_err *err)
+{
+	struct outcome why = { .cls = PR_FAIL_CRASH };
+
+	l->careful = l->careful > n ? l->careful : n;
+	if (n == 1 && ++l->work[0].broke >= (unsigned)l->c->conf->limits.crashes) {
+		(void)snprintf(why.text, sizeof(why.text),
+			"the database's session ended %u times with it: %s", l->work[0].broke, err->text);
+		decide(l, l->work[0].m, &why, &l->work[0].v);
+		if (l->work[0].v.fate == FATE_PENDING)
+			l->work[0].v.fate = FATE_HANDLE;
+	}
+	broken(l, err);
+}
+
+static void step(struct lane *l)
+{
+	struct outcome why = { 0 };
+	size_t done = batch_of(l);
+	struct pr_err err = { 0 };
+
+	l->not_before_us = 0;
+	switch (apply(l, done, &done, &why, &err)) {
+	case APPLIED:
+		lane_done(l, done);
+		if (done > 0)
+			went_well(l, done);
+		break;
+	case FAILED:
+		well(l);
+		if (done > 1)
+			batch_failed(l, done, &why);
+		else
+			one_failed(l, &why);
+		break;
+	case COLLIDED:
+		l->look_first = 1;
+		break;
+	case FENCED:
+		lane_fenced(l);
+		break;
+	case BROKEN:
+		if (l->pg && !pr_pg_ok(l->pg))
+			lost_with(l, done, &err);
+		else
+			broken(l, &err);
+		break;
+	}
+}
+
+/* Nothing to do: positions of idle lanes move on, then sleep. */
+static void idle(struct lane *l)
+{
+	int64_t now = pr_mono_us();
+	struct pr_err err;
+
+	breaker_release(l);
+	if (l->level && now - l->moved_us > MOVE_US) {
+		l->moved_us = now;
+		switch (move_idle(l, &err)) {
+		case APPLIED:
+			well(l);
+			positions_moved(l);
+			break;
+		case BROKEN:
+			broken(l, &err);
+			return;
+		default:
+			lane_fenced(l);
+			break;
+		}
+	}
+	await_push(l, IDLE_US);
+}
+
+static int ready(struct lane *l)
+{
+	struct pr_err err;
+
+	if (lane_connect(l, &err) < 0 || (!l->loaded && held_load(l, &err) < 0)) {
+		broken(l, &err);
+		return 0;
+	}
+	l->loaded = 1;
+	if (l->failures)
+		well(l);
+	return 1;
+}
+
+static void turn(struct lane *l)
+{
+	int64_t wait_us;
+	struct pr_err err;
+
+	serve_changes(l);
+	work_drop_dead(l);
+	if (!ready(l))
+		return;
+	if (atomic_load(&l->c->paused)) {
+		(void)lane_wait(l, 50 * PR_MS);
+		return;
+	}
+	take(l);
+	if (held_retry(l, &err) < 0) {
+		broken(l, &err);
+		return;
+	}
+	if (l->work_n == 0) {
+		idle(l);
+		return;
+	}
+	wait_us = l->not_before_us - pr_mono_us();
+	if (wait_us > 0)
+		(void)lane_wait(l, wait_us < IDLE_US ? wait_us : IDLE_US);
+	else if (!breaker_lets_go(l, &wait_us))
+		(void)lane_wait(l, wait_us < IDLE_US ? wait_us : IDLE_US);
+	else
+		step(l);
+}
+
+void *lane_thread(void *arg)
+{
+	struct lane *l = arg;
+
+	while (!atomic_load(&l->c->stopping))
+		turn(l);
+	disconnect(l);
+	return NULL;
+}
+
+void lane_free(struct lane *l)
+{
+	if (!l)
+		return;
+	work_drop(l, 0, l->work_n);
+	message_free_all(l->head);
+	serve_nothing(l);
+	drop_wanted(l);
+	keyset_free(l->keys);
+	free(l->work);
+	free(l->steps);
+	(void)pthread_cond_destroy(&l->changed);
+	(void)pthread_mutex_destroy(&l->mutex);
+	free(l);
+}

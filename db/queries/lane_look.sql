@@ -1,0 +1,1 @@
+SELECT inbox.look($1, $2, $3)

@@ -1,0 +1,1 @@
+SELECT inbox.remember($1, $2, $3)

@@ -1,0 +1,1 @@
+SELECT inbox.retried($1)

@@ -1,0 +1,1 @@
+SELECT inbox.skip($1)

@@ -1,0 +1,1 @@
+SELECT inbox.sort_out($1, $2, $3)

@@ -1,0 +1,1 @@
+SELECT inbox.unpark($1)
