@@ -15,6 +15,7 @@
 #include "consumers/handler.h"
 #include "consumers/message.h"
 
+#include "lib/health.h"
 #include "lib/http.h"
 #include "lib/metrics.h"
 
@@ -43,9 +44,11 @@ struct part {
 	atomic_int dead;   /* revoked, or fenced: nothing of it may be handled any more */
 	atomic_int fenced; /* a lane met a higher epoch: the poll thread claims again */
 	_Atomic int64_t
-		read_through;    /* every record below it has been pushed (or is below its lane's next) */
-	_Atomic int64_t end;     /* high watermark as Kafka last told; -1 unknown */
-	struct part_lane lane[]; /* lane_count of them */
+		read_through;     /* every record below it has been pushed (or is below its lane's next) */
+	_Atomic int64_t end;      /* high watermark as Kafka last told; -1 unknown */
+	_Atomic int64_t level_us; /* wall: when it was last seen with nothing to do; 0: not yet. keeper.c */
+	_Atomic int64_t parked_oldest_us; /* wall: record time of the oldest one parked; 0: none. keeper.c */
+	struct part_lane lane[];          /* lane_count of them */
 };
 
 struct part *part_hold(struct part *p); /* one more reference; returns p */
@@ -98,7 +101,12 @@ struct consumer {
 	_Atomic int64_t parked_oldest_us; /* wall; INT64_MAX none */
 
 	/* keeper -> everybody */
-	_Atomic uint64_t dead_letters; /* waiting for a decision */
+	atomic_int ready; /* database and inbox are what we need: group and lanes are started */
+	_Atomic int64_t postgres_contact_us, kafka_contact_us; /* monotonic: last known to be there */
+	_Atomic uint64_t reconnects;                           /* sessions opened anew */
+	_Atomic uint64_t dead_letters;                         /* waiting for a decision */
+	_Atomic uint64_t group_parked_keys, group_parked_events, retrying, replays; /* of the whole group */
+	_Atomic int64_t group_parked_oldest_us;                                     /* wall; INT64_MAX none */
 	_Atomic uint64_t request; /* inbox.consumer.request as last seen: lanes look at parked rows again */
 
 	/* group -> everybody */
@@ -109,10 +117,10 @@ struct consumer {
 		struct pr_series *batch_events, *handle_seconds, *delay_seconds;
 	} m;
 
+	struct pr_board board; /* enum trouble */
+
 	pthread_mutex_t mutex; /* of what follows */
-	struct pr_err trouble[TROUBLE_COUNT];
-	int64_t trouble_since_us[TROUBLE_COUNT]; /* monotonic; 0: none */
-	struct part **parts;                     /* counted references, for the pages */
+	struct part **parts;   /* counted references, for the pages */
 	size_t parts_n;
 };
 
@@ -167,8 +175,15 @@ int health_http(struct consumer *c, struct pr_http **ret, struct pr_err *err) PR
 /* err NULL: that trouble has ended. Logs when it begins, changes or ends. Any thread. */
 void health_trouble(struct consumer *c, enum trouble which, const struct pr_err *err);
 
-/* A session of ours: application_name "postrider-consumer <group> <role>", opened when *pg is NULL or dead.
- */
-int session_open(struct pr_pg **pg, struct consumer *c, const char *role, struct pr_err *err) PR_MUSTCHECK;
+/* Age in seconds of the oldest record of the part that is not handled; NAN: not known. */
+double health_part_lag(struct consumer *c, const struct part *p);
+
+/* Records of the part that are not handled, an upper bound; -1: not known. */
+int64_t health_part_events(const struct part *p);
+
+/* session.c: a session of ours, application_name "postrider-consumer <group> <role>", opened when *pg is NULL
+ * or dead. wake_fd: readable ends every wait of it; -1: none. */
+int session_open(struct pr_pg **pg, struct consumer *c, const char *role, int wake_fd,
+	struct pr_err *err) PR_MUSTCHECK;
 
 #endif

@@ -80,8 +80,10 @@ CREATE TABLE inbox.consumer (
 	paused_by text,
 	request bigint NOT NULL DEFAULT 0,
 	lanes integer CHECK (lanes BETWEEN 1 AND 1024),
-	keep interval
+	keep interval,
+	made_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+COMMENT ON COLUMN inbox.consumer.made_at IS 'the group had handled nothing before: older ids are none of its';
 COMMENT ON COLUMN inbox.consumer.request IS 'raised by the operator''s functions: consumers look at parked rows again';
 COMMENT ON COLUMN inbox.consumer.lanes IS 'wanted instead of the config''s; NULL: the config''s';
 COMMENT ON COLUMN inbox.consumer.keep IS 'how long this group needs its message ids: the longest of all groups holds';
@@ -492,7 +494,7 @@ END
 $$;
 
 -- Notes how long a group needs its ids, and returns since when they are all there: -infinity when
--- none was ever dropped. A consumer whose horizon lies before that must not start.
+-- none was ever dropped. A consumer whose horizon lies before that, and which is older, must not start.
 CREATE FUNCTION inbox.keep("group" text, keep interval) RETURNS timestamptz
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
