@@ -381,6 +381,20 @@ BEGIN
 END
 $$;
 
+-- What an event takes over from the message that its transaction handles (SET LOCAL outbox.causation_id and
+-- outbox.correlation_id, as inbox.begin does): headers causation-id and correlation-id, unless given.
+CREATE FUNCTION outbox.carried(headers jsonb) RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
+DECLARE
+	cause text := current_setting('outbox.causation_id', true);
+BEGIN
+	IF cause IS NULL OR cause = '' THEN
+		RETURN coalesce(headers, '{}');
+	END IF;
+	RETURN jsonb_build_object('causation-id', cause, 'correlation-id',
+		coalesce(nullif(current_setting('outbox.correlation_id', true), ''), cause)) || coalesce(headers, '{}');
+END
+$$;
+
 CREATE FUNCTION outbox.publish(aggregatetype text, aggregateid text, type text, payload jsonb,
 	headers jsonb DEFAULT '{}', topic text DEFAULT NULL, id uuid DEFAULT NULL)
 RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -388,7 +402,7 @@ DECLARE
 	chosen uuid := coalesce(id, outbox.uuid7());
 BEGIN
 	INSERT INTO outbox.event (id, aggregatetype, aggregateid, type, payload, headers, topic, tracingspancontext)
-	VALUES (chosen, aggregatetype, aggregateid, type, payload, coalesce(headers, '{}'), topic, outbox.traceparent());
+	VALUES (chosen, aggregatetype, aggregateid, type, payload, outbox.carried(headers), topic, outbox.traceparent());
 	RETURN chosen;
 END
 $$;
@@ -400,7 +414,7 @@ DECLARE
 	chosen uuid := coalesce(id, outbox.uuid7());
 BEGIN
 	INSERT INTO outbox.event (id, aggregatetype, aggregateid, type, payload_bytes, headers, topic, tracingspancontext)
-	VALUES (chosen, aggregatetype, aggregateid, type, payload, coalesce(headers, '{}'), topic, outbox.traceparent());
+	VALUES (chosen, aggregatetype, aggregateid, type, payload, outbox.carried(headers), topic, outbox.traceparent());
 	RETURN chosen;
 END
 $$;
@@ -417,7 +431,7 @@ BEGIN
 			HINT = 'Give a time, ''infinity'' to hold the event, or call outbox.publish() for now.';
 	END IF;
 	INSERT INTO outbox.scheduled (at, id, aggregatetype, aggregateid, type, payload, headers, topic, tracingspancontext)
-	VALUES (at, chosen, aggregatetype, aggregateid, type, payload, coalesce(headers, '{}'), topic, outbox.traceparent());
+	VALUES (at, chosen, aggregatetype, aggregateid, type, payload, outbox.carried(headers), topic, outbox.traceparent());
 	RETURN chosen;
 END
 $$;
@@ -433,7 +447,7 @@ BEGIN
 			HINT = 'Give a time, ''infinity'' to hold the event, or call outbox.publish_bytes() for now.';
 	END IF;
 	INSERT INTO outbox.scheduled (at, id, aggregatetype, aggregateid, type, payload_bytes, headers, topic, tracingspancontext)
-	VALUES (at, chosen, aggregatetype, aggregateid, type, payload, coalesce(headers, '{}'), topic, outbox.traceparent());
+	VALUES (at, chosen, aggregatetype, aggregateid, type, payload, outbox.carried(headers), topic, outbox.traceparent());
 	RETURN chosen;
 END
 $$;
@@ -538,9 +552,10 @@ BEGIN
 			partition, aggregateversion, tracingspancontext)
 		SELECT coalesce((e ->> 'id')::uuid, outbox.uuid7()), e ->> 'aggregatetype', e ->> 'aggregateid',
 			e ->> 'type', nullif(e -> 'payload', 'null'), decode(e ->> 'payload_base64', 'base64'),
-			coalesce(nullif(e -> 'headers', 'null'), '{}'), e ->> 'topic', (e ->> 'partition')::integer,
+			base || coalesce(nullif(e -> 'headers', 'null'), '{}'), e ->> 'topic', (e ->> 'partition')::integer,
 			(e ->> 'aggregateversion')::bigint, coalesce(e ->> 'tracingspancontext', traced)
-		FROM jsonb_array_elements(events) WITH ORDINALITY AS a (e, n), outbox.traceparent() AS traced
+		FROM jsonb_array_elements(events) WITH ORDINALITY AS a (e, n), outbox.traceparent() AS traced,
+			outbox.carried('{}') AS base
 		ORDER BY n;
 		GET DIAGNOSTICS published = ROW_COUNT;
 	EXCEPTION WHEN data_exception OR check_violation OR not_null_violation THEN

@@ -40,6 +40,21 @@ CREATE TYPE inbox.message AS (
 COMMENT ON TYPE inbox.message IS
 	'one record; payload when it is JSON, payload_bytes when not, neither: a tombstone';
 
+-- Before a message is handled: what is published from here on, in this transaction, carries on its trace and names it
+-- as its cause. The runtime calls it for row functions; a set-based one may, once per message.
+CREATE FUNCTION inbox.begin(message inbox.message) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+	trace text := message.headers ->> 'traceparent';
+BEGIN
+	IF trace COLLATE "C" !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' OR trace ~ '^ff|^..-0{32}|-0{16}-' THEN
+		trace := NULL; -- a producer's mistake is no reason to fail
+	END IF;
+	PERFORM set_config('outbox.traceparent', coalesce(trace, ''), true),
+		set_config('outbox.causation_id', coalesce(message.id::text, ''), true),
+		set_config('outbox.correlation_id', coalesce(message.headers ->> 'correlation-id', message.id::text, ''), true);
+END
+$$;
+
 -- ---------------------------------------------------------------- where consumers stand
 
 CREATE TABLE inbox.position (
@@ -1159,6 +1174,7 @@ GRANT SELECT ON inbox.position, inbox.attempt, inbox.consumer, inbox.seen, inbox
 	inbox.dead_letter_log, inbox.replay, inbox.replay_part, inbox.overview TO inbox_consumer, inbox_operator;
 
 GRANT EXECUTE ON FUNCTION
+	inbox.begin(inbox.message),
 	inbox.claim(text, text[], integer[], integer),
 	inbox.attempt(text, text[], integer[], integer[], bigint[], integer[], bigint[]),
 	inbox.advance(text, text[], integer[], integer[], bigint[], bigint[], bigint[]),
