@@ -50,7 +50,7 @@
 
 const struct cli_verb cli_verbs[] = {
 { .name = "init", .group = SET_UP, .args = "", .run = verb_init,
-  .does = "install or upgrade schema outbox, and make the position topic",
+  .does = "install or upgrade schemas outbox and inbox, and make the position topic",
   .doc =
   "Applies the migrations that the database does not have yet and makes the first partitions. It may be "
   "run again at any time, also while services write, and by two people at once: what is there stays.\n\n"

@@ -32,11 +32,18 @@ static int is_true(const PGresult *res, int column)
 	return *PQgetvalue(res, 0, column) == 't';
 }
 
+static int foreign(const char *schema, const char *why, struct pr_err *err)
+{
+	(void)pr_fail(err, PR_STOP, "the schema \"%s\" is not ours: %s", schema, why);
+	(void)pr_hint(err, "rename it (ALTER SCHEMA %s RENAME TO ...) or use another database", schema);
+	return refuse(err, PR_EX_CONFIG);
+}
+
 /* 1 when outbox.schema_version is there to be read, 0 when there is no schema of ours, and nobody else's. */
 static int look(struct pr_pg *pg, struct pr_err *err)
 {
 	PGresult *res;
-	int occupied, ours, readable;
+	int occupied, ours, readable, foreign_inbox;
 
 	if (PQserverVersion(pr_pg_conn(pg)) < OLDEST_SERVER) {
 		(void)pr_fail(err, PR_STOP, "the server is PostgreSQL %d, too old",
@@ -50,16 +57,16 @@ static int look(struct pr_pg *pg, struct pr_err *err)
 	occupied = is_true(res, 1);
 	ours = is_true(res, 2);
 	readable = is_true(res, 3);
+	foreign_inbox = is_true(res, 4);
 	PQclear(res);
-	if (occupied && !ours) {
-		(void)pr_fail(err, PR_STOP, "the schema \"outbox\" is not ours: it has no schema_version");
-		(void)pr_hint(err, "rename it (ALTER SCHEMA outbox RENAME TO ...) or use another database");
-		return refuse(err, PR_EX_CONFIG);
-	}
+	if (occupied && !ours)
+		return foreign("outbox", "it has no schema_version", err);
+	if (foreign_inbox)
+		return foreign("inbox", "no migration of ours made it", err);
 	if (ours && !readable) {
 		(void)pr_fail(
 			err, PR_STOP, "\"%s\" may not read the schema \"outbox\"", PQuser(pr_pg_conn(pg)));
-		(void)pr_hint(err, "GRANT outbox_relay (or outbox_operator) TO it");
+		(void)pr_hint(err, "GRANT outbox_relay, inbox_consumer or outbox_operator TO it");
 		return refuse(err, PR_EX_NOPERM);
 	}
 	return ours;
@@ -139,8 +146,8 @@ static int apply(struct pr_pg *pg, const struct pr_migration *m, struct pr_err *
 	(void)pr_wrap(err, "migration %s", m->name);
 	if (err && strcmp(err->code, "42501") == 0) {
 		(void)pr_hint(err, "run init as the owner of the database; it needs CREATE on the database, "
-				   "and CREATEROLE unless the roles outbox_writer, outbox_relay and "
-				   "outbox_operator are there");
+				   "and CREATEROLE unless the roles outbox_writer, outbox_relay, "
+				   "outbox_operator, inbox_consumer and inbox_operator are there");
 		return refuse(err, PR_EX_NOPERM);
 	}
 	return -1;
@@ -228,8 +235,8 @@ void pr_migrate_print(FILE *out)
 	(void)fputs("-- Made by postrider init --print. To be run in one transaction (psql -1 -v "
 		    "ON_ERROR_STOP=1)\n"
 		    "-- on PostgreSQL 13 or newer, by the owner of the database; parts already applied are\n"
-		    "-- stepped over. It creates the roles outbox_writer, outbox_relay and outbox_operator\n"
-		    "-- unless they are there.\n"
+		    "-- stepped over. It creates the roles outbox_writer, outbox_relay, outbox_operator,\n"
+		    "-- inbox_consumer and inbox_operator unless they are there.\n"
 		    "SET LOCAL lock_timeout = '20s';\n",
 		out);
 	(void)fprintf(out, "%s;\n", sql_schema_lock);

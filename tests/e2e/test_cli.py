@@ -291,7 +291,7 @@ def test_a_bad_config_file_is_78(cli):
 
 def test_init_twice(cli, empty_db):
     first = cli("init", "--conninfo", empty_db.conninfo, check=True)
-    assert "is installed" in first.stdout and "no position topic" in first.stderr
+    assert "inbox are installed" in first.stdout and "no position topic" in first.stderr
     partitions = empty_db.one("SELECT count(*) FROM outbox.partitions")
     assert partitions > 1
     again = json.loads(cli("init", "--conninfo", empty_db.conninfo, "--json", check=True).stdout)
@@ -305,9 +305,9 @@ def test_init_by_several_at_once(empty_db):
                                 env=servers._clean_env()) for _ in range(4)]
     ended = [(*p.communicate(timeout=60), p.returncode) for p in running]
     assert [rc for _, _, rc in ended] == [0] * 4, ended
+    # One transaction per migration: two inits may take turns.
     applied = [json.loads(out)["migrations"] for out, _, _ in ended]
-    assert sorted(applied)[:3] == [0, 0, 0] and max(applied) == empty_db.one(
-        "SELECT count(*) FROM outbox.schema_version")
+    assert sum(applied) == empty_db.one("SELECT count(*) FROM outbox.schema_version")
 
 
 def test_init_print_runs_in_psql(cli, empty_db):

@@ -183,6 +183,7 @@ def test_position_topic_was_never_made(pg_server, kafka, empty_db, cli):
 SCHEMAS = {
     "none": ("", ["not installed", "postrider init"]),
     "foreign": ("CREATE SCHEMA outbox; CREATE TABLE outbox.event (x int)", ["not ours", "RENAME"]),
+    "foreign inbox": ("CREATE SCHEMA inbox; CREATE TABLE inbox.mail (x int)", ["inbox.* not ours", "RENAME"]),
     "newer": ("INSERT INTO outbox.schema_version (number, name) VALUES (999, '0999_later')", ["newer", "0999_later"]),
     "older": ("DELETE FROM outbox.schema_version WHERE number = (SELECT max(number) FROM outbox.schema_version)",
               ["older|not installed|half", "postrider init|apply"]),
@@ -194,12 +195,12 @@ SCHEMAS = {
 def test_schema_is_not_ours(pg_server, kafka, empty_db, cli):
     r = servers.Relay(empty_db.conninfo, kafka.bootstrap, name=unique("schema"))
     for what, (sql, words) in SCHEMAS.items():
-        if what not in ("none", "foreign"):
+        if what not in ("none", "foreign", "foreign inbox"):
             cli("init", "--conninfo", empty_db.conninfo, check=True)
         if sql:
             empty_db.psql(sql)
         refused(r, *words)
-        empty_db.psql("DROP SCHEMA IF EXISTS outbox CASCADE")
+        empty_db.psql("DROP SCHEMA IF EXISTS outbox CASCADE; DROP SCHEMA IF EXISTS inbox CASCADE")
 
 
 def test_standby(own_pg, kafka):

@@ -666,7 +666,7 @@ def test_inits_in_two_databases_at_once(own_pg, cli):
     assert [d.returncode for d in done] == [0] * 4, [d.stderr for d in done]
     for d in dbs:
         insert(d)
-    assert pg.query("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'outbox%' AND NOT rolcanlogin") == [(3,)]
+    assert pg.query("SELECT count(*) FROM pg_roles WHERE rolname ~ '^(out|in)box_' AND NOT rolcanlogin") == [(5,)]
 
 
 def test_printed_sql_installs_and_is_idempotent(empty_db, cli):
@@ -687,8 +687,26 @@ def test_foreign_schema_is_left_alone(empty_db, cli):
     assert empty_db.query("SELECT relname FROM pg_class WHERE relnamespace = 'outbox'::regnamespace") == [("event",)]
 
 
+@pytest.mark.parametrize("outbox_first", [False, True])
+def test_foreign_inbox_is_left_alone(empty_db, cli, outbox_first):
+    """An application may have an inbox of its own, of whatever kind. Nothing is installed then, not even
+    half of it; a database of version 1 stays at version 1."""
+    if outbox_first:
+        cli("init", "--conninfo", empty_db.conninfo, check=True)
+        empty_db.psql("DELETE FROM outbox.schema_version WHERE number > 1; DROP SCHEMA inbox CASCADE")
+    empty_db.psql("CREATE SCHEMA inbox; CREATE TABLE inbox.seen (id int)")
+    done = cli("init", "--conninfo", empty_db.conninfo)
+    assert done.returncode == 78 and '"inbox" is not ours' in done.stderr and "RENAME" in done.stderr, done.stderr
+    assert empty_db.query("SELECT relname FROM pg_class WHERE relnamespace = 'inbox'::regnamespace") == [("seen",)]
+    assert empty_db.one("SELECT to_regclass('outbox.schema_version') IS NULL") is not outbox_first
+    if outbox_first:
+        assert empty_db.one("SELECT max(number) FROM outbox.schema_version") == 1
+    empty_db.psql("DROP SCHEMA inbox CASCADE")
+    cli("init", "--conninfo", empty_db.conninfo, check=True)
+
+
 def test_an_empty_schema_made_by_the_owner_is_used(empty_db, cli):
-    empty_db.psql("CREATE SCHEMA outbox")
+    empty_db.psql("CREATE SCHEMA outbox; CREATE SCHEMA inbox")
     cli("init", "--conninfo", empty_db.conninfo, check=True)
     insert(empty_db)
 
@@ -717,7 +735,7 @@ def test_init_without_the_rights(empty_db, cli):
 def test_an_owner_that_is_not_a_superuser_installs_it(empty_db, cli):
     """Managed services give no superuser. The roles are there already, made by whoever may."""
     name = f"owner_{uuid.uuid4().hex[:8]}"
-    for role in ("outbox_writer", "outbox_relay", "outbox_operator"):
+    for role in ("outbox_writer", "outbox_relay", "outbox_operator", "inbox_consumer", "inbox_operator"):
         empty_db.query(f"DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
     empty_db.query(f"CREATE ROLE {name} LOGIN")
     empty_db.query(f'ALTER DATABASE "{empty_db.name}" OWNER TO {name}')
