@@ -533,6 +533,8 @@ static void account(struct lane *l, const struct work *w, size_t n)
 		count[as[w[i].v.fate]]++;
 		if (w[i].v.fate == FATE_PARK && !w[i].m->parked)
 			held_add(l, w[i].m);
+		if (w[i].m->replay)
+			replay_done(w[i].m->replay, w[i].v.fate == FATE_SEEN);
 	}
 	for (int i = 0; i < HANDLED_COUNT; i++)
 		if (count[i])

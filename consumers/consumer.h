@@ -111,6 +111,8 @@ struct consumer {
 
 	/* group -> everybody */
 	atomic_int kafka_up, assigned, rebalances;
+	_Atomic uint64_t
+		lost; /* records that were gone before we read them, stepped over (on_gap = "skip") */
 
 	struct {
 		struct pr_metrics *registry;
@@ -153,6 +155,13 @@ void lane_serve(struct lane *l, struct part *const *parts, size_t n);
 void group_wake(struct consumer *c);
 void *group_thread(void *consumer);
 
+/* Once we stop: the lanes have ended, what they committed is to be told to Kafka, and the group to be left;
+ * group_thread then ends within some seconds. Without it, it ends after drain. */
+void group_finish(struct consumer *c);
+
+/* After the lanes are freed (no message is left): frees the client, within a bound. */
+void group_release(struct consumer *c);
+
 /* ---------------------------------------------------------------- claim.c */
 
 /* Takes partitions over: epoch + 1, positions, lane counts. ret[0..n) get new parts (one reference each).
@@ -163,6 +172,20 @@ struct claim_wanted {
 };
 int claim_parts(struct consumer *c, struct pr_pg *pg, const struct claim_wanted *wanted, size_t n,
 	struct part **ret, struct pr_err *err) PR_MUSTCHECK;
+
+/* ---------------------------------------------------------------- replay.c */
+
+/* A window of a range that is read again: pushed in one go, then waited for. */
+struct replay {
+	atomic_int refs; /* its messages, and who waits for them */
+	_Atomic uint64_t done, duplicates;
+};
+
+void replay_drop(struct replay *r); /* accepts NULL */
+
+/* One message of a replay is committed. */
+void replay_done(struct replay *r, int duplicate);
+void *replay_thread(void *consumer);
 
 /* ---------------------------------------------------------------- keeper.c, health.c */
 

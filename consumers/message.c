@@ -50,6 +50,7 @@ void message_free(struct message *m)
 {
 	if (!m)
 		return;
+	replay_drop(m->replay);
 	part_drop(m->part);
 	free(m->headers);
 	if (m->rkm)

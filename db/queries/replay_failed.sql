@@ -1,0 +1,1 @@
+SELECT inbox.replay_failed($1, $2)

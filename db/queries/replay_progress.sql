@@ -1,0 +1,1 @@
+SELECT inbox.replay_progress($1, $2, $3, $4, $5, $6)
