@@ -136,7 +136,7 @@ install: all  ## install programs and sample configs (DESTDIR, PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/postrider $(DESTDIR)$(PREFIX)/include/postrider
 	install -m 755 $(filter %/postrider %/postrider-relay %/postrider-consumer,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 etc/*.cfg $(DESTDIR)$(PREFIX)/share/postrider
-	install -m 644 producers/outbox.h $(DESTDIR)$(PREFIX)/include/postrider
+	install -m 644 producers/outbox.h consumers/postrider_handler.h $(DESTDIR)$(PREFIX)/include/postrider
 
 clean:  ## remove build/
 	rm -rf build

@@ -34,6 +34,7 @@ struct seen {
 };
 
 struct handler {
+	const struct pr_consumer_conf *conf;
 	void *library;
 	const struct postrider_handler *user;
 	void *ctx;
@@ -162,6 +163,7 @@ static int c_open(const struct handler_env *env, struct pr_pg *pg, struct handle
 	if (!env->conf->handler.library)
 		return config_fail(err, "handler.library is not set");
 	h = pr_calloc(1, sizeof(*h));
+	h->conf = env->conf;
 	if (load(h, env->conf->handler.library, err) < 0 || check_abi(h, env->conf, err) < 0 ||
 		user_open(h, env, err) < 0) {
 		c_close(h);
@@ -370,11 +372,25 @@ static int check_connection(struct handler *h, PGconn *conn, int *left, struct p
 	return 0;
 }
 
+/* A statement that failed and that the handler said nothing about. The server's statement_timeout is a
+ * little less than handler.timeout: cancelled about then, it was the deadline and not somebody's cancel. */
+static void statement_fail(struct handler *h, struct outcome *o, int64_t took_us)
+{
+	const char *text = h->seen.text[0] ? h->seen.text : "the handler left the transaction in error";
+
+	if (strcmp(h->seen.sqlstate, "57014") == 0 && took_us >= h->conf->handler.timeout_us / 10 * 8)
+		outcome_fail(o, PR_FAIL_TIMEOUT, "", "%s", text);
+	else
+		outcome_fail(
+			o, PR_FAIL_SQLSTATE, h->seen.sqlstate[0] ? h->seen.sqlstate : "25P02", "%s", text);
+}
+
 static int c_run(struct handler *h, struct pr_pg *pg, enum op op, struct message *const *m, size_t n,
 	struct outcome *out, struct pr_err *err)
 {
 	PGconn *conn = pr_pg_conn(pg);
-	int rc, left, in_error;
+	int64_t since = pr_mono_us();
+	int rc, left;
 	size_t bad;
 
 	views(h, m, n);
@@ -385,12 +401,10 @@ static int c_run(struct handler *h, struct pr_pg *pg, enum op op, struct message
 	}
 	(void)PQsetInstanceData(conn, on_event, NULL);
 	bad = first_failed(h, n);
-	in_error = PQtransactionStatus(conn) == PQTRANS_INERROR;
 	if (bad < n)
 		result_fail(&out[bad], &h->results[bad]);
-	else if (in_error)
-		outcome_fail(&out[0], PR_FAIL_SQLSTATE, h->seen.sqlstate[0] ? h->seen.sqlstate : "25P02",
-			"%s", h->seen.text[0] ? h->seen.text : "the handler left the transaction in error");
+	else if (PQtransactionStatus(conn) == PQTRANS_INERROR)
+		statement_fail(h, &out[0], pr_mono_us() - since);
 	else if (left)
 		outcome_fail(&out[0], PR_FAIL_REPLY, "unfinished", "the handler left a statement unfinished");
 	else if (rc != 0)
