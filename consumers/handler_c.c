@@ -34,8 +34,8 @@ struct seen {
 };
 
 struct handler {
-	const struct pr_consumer_conf *conf;
 	void *library;
+	char deadline[80]; /* the statement that sets the server's, of this transaction */
 	const struct postrider_handler *user;
 	void *ctx;
 	int opened;
@@ -163,7 +163,8 @@ static int c_open(const struct handler_env *env, struct pr_pg *pg, struct handle
 	if (!env->conf->handler.library)
 		return config_fail(err, "handler.library is not set");
 	h = pr_calloc(1, sizeof(*h));
-	h->conf = env->conf;
+	(void)snprintf(h->deadline, sizeof(h->deadline), "SET LOCAL statement_timeout = %lld",
+		(long long)(env->conf->handler.timeout_us / PR_MS + 1));
 	if (load(h, env->conf->handler.library, err) < 0 || check_abi(h, env->conf, err) < 0 ||
 		user_open(h, env, err) < 0) {
 		c_close(h);
@@ -324,13 +325,25 @@ static int call(struct handler *h, PGconn *conn, enum op op, size_t n)
 	return rc;
 }
 
+/* A statement that was cancelled ran into handler.timeout, or somebody thought that it should. */
+static void sql_fail(struct outcome *o, const char *code, const char *text)
+{
+	int cancelled = strcmp(code, "57014") == 0;
+
+	outcome_fail(o, cancelled ? PR_FAIL_TIMEOUT : PR_FAIL_SQLSTATE, cancelled ? "" : code, "%s", text);
+}
+
 static void result_fail(struct outcome *o, struct postrider_result *r)
 {
+	const char *text = *r->text ? r->text : "no message given";
+
 	r->code[sizeof(r->code) - 1] = '\0';
 	r->text[sizeof(r->text) - 1] = '\0';
-	outcome_fail(o, r->status == POSTRIDER_FAILED_SQL ? PR_FAIL_SQLSTATE : PR_FAIL_REPLY,
-		*r->code && strcmp(r->code, "behind") != 0 ? r->code : "failed", "%s",
-		*r->text ? r->text : "no message given");
+	if (r->status == POSTRIDER_FAILED_SQL && strlen(r->code) == 5)
+		sql_fail(o, r->code, text);
+	else
+		outcome_fail(o, PR_FAIL_REPLY,
+			*r->code && strcmp(r->code, "behind") != 0 ? r->code : "failed", "%s", text);
 	if (r->retry_after_ms > 0)
 		o->retry_after_us =
 			r->retry_after_ms < INT64_MAX / PR_MS ? r->retry_after_ms * PR_MS : INT64_MAX;
@@ -364,7 +377,9 @@ static int check_connection(struct handler *h, PGconn *conn, int *left, struct p
 		return -1;
 	}
 	if (PQtransactionStatus(conn) == PQTRANS_IDLE || h->seen.ended) {
+		/* Configuration, not a failure to try again: each try would commit its effects once more. */
 		(void)pr_fail(err, PR_STOP, "the handler ended the transaction it was called in");
+		err->exit = PR_EX_CONFIG;
 		return pr_hint(err,
 			"a C handler never sends BEGIN, COMMIT or ROLLBACK: the consumer commits its "
 			"effects together with the offset");
@@ -372,28 +387,25 @@ static int check_connection(struct handler *h, PGconn *conn, int *left, struct p
 	return 0;
 }
 
-/* A statement that failed and that the handler said nothing about. The server's statement_timeout is a
- * little less than handler.timeout: cancelled about then, it was the deadline and not somebody's cancel. */
-static void statement_fail(struct handler *h, struct outcome *o, int64_t took_us)
+/* A statement that failed and that the handler said nothing about. */
+static void statement_fail(const struct seen *seen, struct outcome *o)
 {
-	const char *text = h->seen.text[0] ? h->seen.text : "the handler left the transaction in error";
+	const char *code = seen->sqlstate[0] ? seen->sqlstate : "25P02";
+	const char *text = seen->text[0] ? seen->text : "the handler left the transaction in error";
 
-	if (strcmp(h->seen.sqlstate, "57014") == 0 && took_us >= h->conf->handler.timeout_us / 10 * 8)
-		outcome_fail(o, PR_FAIL_TIMEOUT, "", "%s", text);
-	else
-		outcome_fail(
-			o, PR_FAIL_SQLSTATE, h->seen.sqlstate[0] ? h->seen.sqlstate : "25P02", "%s", text);
+	sql_fail(o, code, text);
 }
 
 static int c_run(struct handler *h, struct pr_pg *pg, enum op op, struct message *const *m, size_t n,
 	struct outcome *out, struct pr_err *err)
 {
 	PGconn *conn = pr_pg_conn(pg);
-	int64_t since = pr_mono_us();
 	int rc, left;
 	size_t bad;
 
 	views(h, m, n);
+	if (pr_pg_run(pg, h->deadline, 0, NULL, err) < 0)
+		return -1;
 	rc = call(h, conn, op, n);
 	if (check_connection(h, conn, &left, err) < 0) {
 		(void)PQsetInstanceData(conn, on_event, NULL);
@@ -404,7 +416,7 @@ static int c_run(struct handler *h, struct pr_pg *pg, enum op op, struct message
 	if (bad < n)
 		result_fail(&out[bad], &h->results[bad]);
 	else if (PQtransactionStatus(conn) == PQTRANS_INERROR)
-		statement_fail(h, &out[0], pr_mono_us() - since);
+		statement_fail(&h->seen, &out[0]);
 	else if (left)
 		outcome_fail(&out[0], PR_FAIL_REPLY, "unfinished", "the handler left a statement unfinished");
 	else if (rc != 0)

@@ -15,16 +15,16 @@
  * Memory. All that a message points to is borrowed until handle returns. Nothing but id, topic and the
  * names of headers ends in a NUL byte: use the sizes.
  *
- * Transaction. conn is inside an open transaction (read committed, search_path empty: write schema.table).
+ * Transaction. conn is inside an open transaction (read committed, the search_path of its role).
  * What the handler writes there, what it publishes to the outbox, the message ids and the offset commit as
  * one. So a handler never commits, rolls back or begins; SAVEPOINT and ROLLBACK TO are fine. One that ends
  * the transaction stops the consumer. Whatever it prepares, sets or creates for the session stays there;
  * the session may be another one at the next call.
  *
- * Time. No deadline of ours reaches into a libpq call of yours. The session has a statement_timeout
- * (handler.timeout), which the server keeps; against a server that has gone without a word, put
- * tcp_user_timeout=... into database.conninfo. A handler that waits for something else waits alone: its
- * lane stands still meanwhile.
+ * Time. No deadline of ours reaches into a libpq call of yours. The server keeps one: the transaction's
+ * statement_timeout is handler.timeout, and a statement that runs into it fails the call as class "timeout".
+ * Against a server that has gone without a word, put tcp_user_timeout=... into database.conninfo. Whoever
+ * waits for something else waits alone: the lane stands still meanwhile.
  *
  * A crash takes the whole consumer along. It is counted, and a message that did it limits.crashes times is
  * held back as class "crash". */

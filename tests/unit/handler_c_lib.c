@@ -88,6 +88,8 @@ __attribute__((unused)) static int handle(void *ctx, PGconn *conn, int op,
 			results[1]->retry_after_ms = 1500, say(results[2], POSTRIDER_FAILED, "other", "");
 	else if (is(m, "sqlstate"))
 		say(r, POSTRIDER_FAILED_SQL, "23505", "twice");
+	else if (is(m, "cancelled"))
+		say(r, POSTRIDER_FAILED_SQL, "57014", "");
 	else if (is(m, "behind"))
 		say(r, POSTRIDER_FAILED, "behind", "");
 	else if (is(m, "no end"))

@@ -264,12 +264,10 @@ static void failures(void **state)
 static void a_slow_statement_is_a_timeout(void **state)
 {
 	(void)state;
-	conf.handler.timeout_us = 500 * PR_MS;
-	begin_session(500 * PR_MS);
-	payload(0, "sleep");
-	sql("BEGIN");
-	assert_int_equal(handler_c.run(h, pg, OP_DO, list, 1, out, &err), 0);
-	is_outcome(0, PR_FAIL_TIMEOUT, "");
+	conf.handler.timeout_us = 100 * PR_MS;
+	begin_session(TIMEOUT);
+	fails_as("sleep", 1, 0, PR_FAIL_TIMEOUT, "");
+	fails_as("cancelled", 1, 0, PR_FAIL_TIMEOUT, "");
 }
 
 /* Its effects would be one commit and the offset another, or none. */
@@ -285,6 +283,7 @@ static void whoever_ends_the_transaction_stops_us(void **state)
 		if (run(ends[i], 1) == 0)
 			fail_msg("%s was not noticed", ends[i]);
 		assert_int_equal(err.kind, PR_STOP);
+		assert_int_equal(err.exit, PR_EX_CONFIG);
 		assert_non_null(strstr(err.text, "ended the transaction"));
 		assert_true(err.hint[0]);
 		sql("ROLLBACK");
