@@ -469,6 +469,8 @@ static void step(struct lane *l)
 		break;
 	case COLLIDED:
 		l->look_first = 1;
+		for (size_t i = 0; i < done; i++)
+			l->work[i].looked = 0; /* somebody was faster than our last look */
 		break;
 	case FENCED:
 		lane_fenced(l);
