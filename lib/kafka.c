@@ -199,20 +199,15 @@ void pr_kafka_last_words(char *buf, size_t size)
 	(void)pthread_mutex_unlock(&words_mutex);
 }
 
-rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct pr_strs *properties,
-	const struct pr_kafka_prop *ours,
-	void (*dr_cb)(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque), void *opaque,
-	struct pr_err *err)
+/* Takes conf. */
+static rd_kafka_t *new_handle(rd_kafka_type_t type, rd_kafka_conf_t *conf, const char *brokers,
+	const struct pr_strs *properties, const struct pr_kafka_prop *ours, struct pr_err *err)
 {
-	rd_kafka_conf_t *conf = rd_kafka_conf_new();
 	rd_kafka_t *rk = NULL;
 	char why[400];
 
 	rd_kafka_conf_set_log_cb(conf, drop_line);
 	rd_kafka_conf_set_error_cb(conf, remember_words);
-	rd_kafka_conf_set_opaque(conf, opaque);
-	if (dr_cb)
-		rd_kafka_conf_set_dr_msg_cb(conf, dr_cb);
 	if (set_property(conf, "bootstrap.servers", brokers, err) < 0)
 		goto out;
 	for (size_t i = 0; properties && i < properties->n; i++)
@@ -232,6 +227,36 @@ rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct
 out:
 	if (conf)
 		rd_kafka_conf_destroy(conf);
+	return rk;
+}
+
+rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct pr_strs *properties,
+	const struct pr_kafka_prop *ours,
+	void (*dr_cb)(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque), void *opaque,
+	struct pr_err *err)
+{
+	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+
+	rd_kafka_conf_set_opaque(conf, opaque);
+	if (dr_cb)
+		rd_kafka_conf_set_dr_msg_cb(conf, dr_cb);
+	return new_handle(type, conf, brokers, properties, ours, err);
+}
+
+rd_kafka_t *pr_kafka_new_member(const char *brokers, const struct pr_strs *properties,
+	const struct pr_kafka_prop *ours,
+	void (*rebalance_cb)(rd_kafka_t *rk, rd_kafka_resp_err_t code, rd_kafka_topic_partition_list_t *list,
+		void *opaque),
+	void *opaque, struct pr_err *err)
+{
+	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+	rd_kafka_t *rk;
+
+	rd_kafka_conf_set_opaque(conf, opaque);
+	rd_kafka_conf_set_rebalance_cb(conf, rebalance_cb);
+	rk = new_handle(RD_KAFKA_CONSUMER, conf, brokers, properties, ours, err);
+	if (rk)
+		(void)rd_kafka_poll_set_consumer(rk);
 	return rk;
 }
 

@@ -31,6 +31,14 @@ rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct
 	void (*dr_cb)(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque), void *opaque,
 	struct pr_err *err) PR_MUSTCHECK;
 
+/* A consumer of a group, read through its consumer queue: as pr_kafka_new, and rebalance_cb answers each
+ * rebalance with rd_kafka_assign. */
+rd_kafka_t *pr_kafka_new_member(const char *brokers, const struct pr_strs *properties,
+	const struct pr_kafka_prop *ours,
+	void (*rebalance_cb)(rd_kafka_t *rk, rd_kafka_resp_err_t code, rd_kafka_topic_partition_list_t *list,
+		void *opaque),
+	void *opaque, struct pr_err *err) PR_MUSTCHECK;
+
 /* What to do about an error code: PR_RETRY (network, leader moving, queue full), PR_REJECT (this record or
  * this topic), PR_STOP (fenced, authorization of the transactional id, fatal configuration). */
 enum pr_kind pr_kafka_kind(rd_kafka_resp_err_t code);

@@ -1,0 +1,216 @@
+/* consumers/read.c -- from the partitions' queues into the lanes, in turns and in lists. Refuses to read what
+ * a lane has no room for: librdkafka's queue stays full then, and the broker keeps the rest. */
+#include "consumers/group.h"
+
+#include "lib/clock.h"
+#include "lib/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define TURN_MESSAGES 512 /* of one partition before the next one has its turn */
+#define LIST_MESSAGES 256
+#define LIST_BYTES    (256 << 10)
+
+/* ---------------------------------------------------------------- lists */
+
+static void flush_lane(struct group *g, int lane)
+{
+	struct out *o = &g->out[lane];
+
+	if (o->n == 0)
+		return;
+	lane_push(lane_of(g->c, lane), o->head);
+	*o = (struct out){ 0 };
+}
+
+static void add(struct group *g, struct message *m)
+{
+	struct out *o = &g->out[m->lane];
+
+	if (o->n == 0)
+		o->tail = &o->head;
+	*o->tail = m;
+	o->tail = &m->next;
+	o->n++;
+	o->bytes += m->bytes;
+	if (m->lane >= g->out_n)
+		g->out_n = m->lane + 1;
+	if (o->n >= LIST_MESSAGES || o->bytes >= LIST_BYTES)
+		flush_lane(g, m->lane);
+}
+
+/* Everything read so far is in the lanes before anybody sees that it was read: an idle lane moves its
+ * position to read_through. */
+static void flush_all(struct group *g)
+{
+	int64_t through;
+
+	for (int i = 0; i < g->out_n; i++)
+		flush_lane(g, i);
+	for (size_t i = 0; i < g->slots_n; i++) {
+		struct slot *s = &g->slots[i];
+
+		if (!s->touched)
+			continue;
+		s->touched = 0;
+		through = s->aside ? s->aside->offset : s->position;
+		if (through > atomic_load_explicit(&s->part->read_through, memory_order_relaxed))
+			atomic_store_explicit(&s->part->read_through, through, memory_order_release);
+	}
+}
+
+/* ---------------------------------------------------------------- one partition */
+
+/* What a partition's queue says besides records. */
+static void heard(struct group *g, struct slot *s, const rd_kafka_message_t *rkm)
+{
+	switch ((int)rkm->err) {
+	case RD_KAFKA_RESP_ERR__PARTITION_EOF:
+		/* Control records of transactions stand before the end too, and are never shown. */
+		if (rkm->offset > s->position)
+			s->position = rkm->offset;
+		s->touched = 1;
+		s->words[0] = '\0';
+		s->gap = 0;
+		break;
+	case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
+	case RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE:
+		if (s->state != SLOT_READING)
+			break;
+		s->state = SLOT_GAP;
+		s->low = s->high = -1;
+		s->retry_us = 0;
+		g->tick_us = 0;
+		break;
+	default:
+		(void)snprintf(s->words, sizeof(s->words), "%s", rd_kafka_message_errstr(rkm));
+		g->tick_us = 0;
+	}
+}
+
+/* 1: taken, 0: its lane is full and it waits aside. */
+static int take(struct group *g, struct slot *s, struct message *m)
+{
+	if (lane_has_room(lane_of(g->c, m->lane)) || lane_has_room(lane_of(g->c, m->lane))) {
+		add(g, m);
+		return 1;
+	}
+	s->aside = m;
+	return 0;
+}
+
+/* A record that is to be handled, or NULL: handled before, by an earlier owner whose other lanes were behind.
+ */
+static struct message *wanted(struct slot *s, rd_kafka_message_t *rkm)
+{
+	struct part *p = s->part;
+	struct message *m = message_of_record(rkm);
+
+	m->topic = p->topic;
+	m->lane = p->lane_count == 1 ? 0 : message_lane(m, p->lane_count);
+	s->position = m->offset + 1;
+	s->touched = 1;
+	if (m->offset < atomic_load_explicit(&p->lane[m->lane].shown, memory_order_relaxed)) {
+		message_free(m);
+		return NULL;
+	}
+	m->part = part_hold(p);
+	return m;
+}
+
+/* Nonzero when its queue may hold more that there is room for. */
+static int read_slot(struct group *g, struct slot *s)
+{
+	rd_kafka_message_t *rkm;
+	struct message *m;
+
+	if (s->aside) {
+		if (!lane_has_room(lane_of(g->c, s->aside->lane))) {
+			g->dry = 1;
+			return 0;
+		}
+		m = s->aside;
+		s->aside = NULL;
+		s->touched = 1;
+		add(g, m);
+	}
+	for (int i = 0; s->hot && i < TURN_MESSAGES && s->state == SLOT_READING; i++) {
+		rkm = rd_kafka_consume_queue(s->queue, 0);
+		if (!rkm) {
+			s->hot = 0;
+			break;
+		}
+		/* What librdkafka had fetched before it was told to begin elsewhere is known already. */
+		if (rkm->err || rkm->offset < s->position) {
+			if (rkm->err)
+				heard(g, s, rkm);
+			rd_kafka_message_destroy(rkm);
+			continue;
+		}
+		s->words[0] = '\0';
+		s->gap = 0;
+		m = wanted(s, rkm);
+		if (m && !take(g, s, m)) {
+			g->dry = 1;
+			return 0;
+		}
+		if (s->equal_at >= 0 && s->position >= s->equal_at)
+			s->state = SLOT_DRAINING;
+	}
+	return s->hot && s->state == SLOT_READING;
+}
+
+static int readable(const struct slot *s)
+{
+	return (s->state == SLOT_READING || s->aside) && s->queue && !atomic_load(&s->part->dead);
+}
+
+int read_turn(struct group *g)
+{
+	struct pr_consumer_conf *conf = g->c->conf;
+	int more = 0;
+
+	g->dry = 0;
+	if (atomic_load(&g->c->parked_keys) >= (uint64_t)conf->limits.parked_keys) {
+		g->dry = 1;
+		return 0;
+	}
+	for (size_t i = 0; i < g->slots_n; i++)
+		if (readable(&g->slots[i]))
+			more |= read_slot(g, &g->slots[i]);
+	flush_all(g);
+	return more;
+}
+
+/* ---------------------------------------------------------------- queues */
+
+/* Un-forwarded before Kafka is told to read the partition (FWD_APP stays): else its records would go into the
+ * consumer's one queue, where a full lane would hold up all partitions. */
+void slot_open(struct group *g, struct slot *s)
+{
+	static const uint64_t one = 1;
+	rd_kafka_message_t *rkm;
+
+	slot_close(s);
+	s->queue = rd_kafka_queue_get_partition(g->rk, s->topic, s->partition);
+	if (!s->queue)
+		return;
+	rd_kafka_queue_forward(s->queue, NULL);
+	rd_kafka_queue_io_event_enable(s->queue, g->fd, &one, sizeof(one));
+	/* What an earlier assignment left is from another position: it would hide what lies between. */
+	while ((rkm = rd_kafka_consume_queue(s->queue, 0)) != NULL)
+		rd_kafka_message_destroy(rkm);
+	s->hot = 1;
+}
+
+void slot_close(struct slot *s)
+{
+	message_free(s->aside);
+	s->aside = NULL;
+	if (!s->queue)
+		return;
+	rd_kafka_queue_io_event_enable(s->queue, -1, NULL, 0);
+	rd_kafka_queue_destroy(s->queue);
+	s->queue = NULL;
+}
