@@ -83,6 +83,12 @@ int pr_conf_fail(const struct pr_conf *conf, const char *path, struct pr_err *er
 /* Name of the first PR_OPT_NO_RELOAD option that differs, or NULL. */
 const char *pr_conf_frozen_change(const struct pr_opt *table, const void *was, const void *is);
 
+/* A number of the struct that a reload may change at any moment. */
+static inline int64_t pr_setting(const int64_t *field)
+{
+	return __atomic_load_n(field, __ATOMIC_RELAXED);
+}
+
 /* Effective values with their origin (file:line, command line, default), secrets masked. */
 void pr_conf_print(const struct pr_conf *conf, FILE *out);
 

@@ -1,0 +1,254 @@
+/* consumers/keeper.c -- the thread beside the way: asks at the start whether the inbox is what this group
+ * needs, obeys the operator, rotates the remembered ids, counts for people, and sends dead letters to their
+ * topic. Refuses to let anything be handled while ids that may come again are forgotten. */
+#include "consumers/consumer.h"
+#include "consumers/dead_letter.h"
+
+#include "lib/clock.h"
+#include "lib/log.h"
+#include "lib/migrate.h"
+#include "lib/pg.h"
+#include "sql.h"
+
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ORDERS_US (200 * PR_MS)
+#define STATS_US  PR_SEC
+#define SHARE     20 /* counting may take one part in so many of the time */
+
+struct keeper {
+	struct consumer *c;
+	struct pr_pg *pg;
+	struct dead_letters *dead_letters; /* NULL: no topic */
+	unsigned failures;                 /* rounds in a row */
+	int64_t next_stats_us, next_rotate_us;
+};
+
+static int64_t cell(const PGresult *res, int row, int col, int64_t none)
+{
+	return PQgetisnull(res, row, col) ? none : strtoll(PQgetvalue(res, row, col), NULL, 10);
+}
+
+/* ---------------------------------------------------------------- before anything is handled */
+
+static int refuse_forgotten(const char *since, struct pr_err *err)
+{
+	(void)pr_fail(err, PR_STOP,
+		"the ids of handled messages are all remembered since %s only, and inbox.horizon is longer: "
+		"a message that comes again would be applied twice",
+		since);
+	(void)pr_hint(err,
+		"inbox.keep was shorter before. Set inbox.horizon to what is remembered, and make sure that "
+		"nothing older comes again, until the ids reach back far enough");
+	err->exit = PR_EX_CONFIG;
+	return -1;
+}
+
+static int begin(struct keeper *k, struct pr_err *err)
+{
+	const struct pr_consumer_conf *conf = k->c->conf;
+	char keep[24], horizon[24];
+	PGresult *res;
+	int rc = 0;
+
+	if (pr_schema_check(k->pg, err) < 0)
+		return -1;
+	if (conf->dedupe == PR_DEDUPE_INBOX) {
+		(void)snprintf(keep, sizeof(keep), "%" PRId64, pr_setting(&conf->inbox.keep_us));
+		(void)snprintf(horizon, sizeof(horizon), "%" PRId64, conf->inbox.horizon_us);
+		res = pr_pg_exec(
+			k->pg, sql_keeper_begin, 3, (const char *const[]){ conf->group, keep, horizon }, err);
+		if (!res)
+			return -1;
+		if (PQntuples(res) > 0)
+			rc = refuse_forgotten(PQgetvalue(res, 0, 0), err);
+		PQclear(res);
+	}
+	if (rc == 0)
+		atomic_store(&k->c->ready, 1);
+	return rc;
+}
+
+/* ---------------------------------------------------------------- orders */
+
+static int orders(struct keeper *k, struct pr_err *err)
+{
+	PGresult *res =
+		pr_pg_exec(k->pg, sql_keeper_orders, 1, (const char *const[]){ k->c->conf->group }, err);
+	int paused;
+
+	if (!res)
+		return -1;
+	if (PQntuples(res) == 1) {
+		paused = PQgetvalue(res, 0, 0)[0] == 't';
+		if (atomic_exchange(&k->c->paused, paused) != paused)
+			pr_log(PR_WARN, paused ? "paused" : "resumed", KS("by", PQgetvalue(res, 0, 1)));
+		atomic_store(&k->c->request, (uint64_t)cell(res, 0, 2, 0));
+	}
+	PQclear(res);
+	return 0;
+}
+
+/* ---------------------------------------------------------------- counts */
+
+static void tell_parked(struct consumer *c, const PGresult *res)
+{
+	int64_t oldest;
+
+	(void)pthread_mutex_lock(&c->mutex);
+	for (size_t i = 0; i < c->parts_n; i++) {
+		oldest = 0;
+		for (int row = 0; row < PQntuples(res); row++)
+			if (strcmp(PQgetvalue(res, row, 0), c->parts[i]->topic) == 0 &&
+				cell(res, row, 1, -1) == c->parts[i]->partition)
+				oldest = cell(res, row, 2, 0);
+		atomic_store(&c->parts[i]->parked_oldest_us, oldest);
+	}
+	(void)pthread_mutex_unlock(&c->mutex);
+}
+
+static int count_parked(struct keeper *k, struct pr_err *err)
+{
+	PGresult *res =
+		pr_pg_exec(k->pg, sql_keeper_parked, 1, (const char *const[]){ k->c->conf->group }, err);
+
+	if (!res)
+		return -1;
+	tell_parked(k->c, res);
+	PQclear(res);
+	return 0;
+}
+
+static int stats(struct keeper *k, struct pr_err *err)
+{
+	struct consumer *c = k->c;
+	int64_t began = pr_mono_us(), took;
+	PGresult *res = pr_pg_exec(k->pg, sql_keeper_stats, 1, (const char *const[]){ c->conf->group }, err);
+
+	if (!res)
+		return -1;
+	atomic_store(&c->group_parked_events, (uint64_t)cell(res, 0, 0, 0));
+	atomic_store(&c->group_parked_keys, (uint64_t)cell(res, 0, 1, 0));
+	atomic_store(&c->group_parked_oldest_us, cell(res, 0, 2, INT64_MAX));
+	atomic_store(&c->retrying, (uint64_t)cell(res, 0, 3, 0));
+	atomic_store(&c->dead_letters, (uint64_t)cell(res, 0, 4, 0));
+	atomic_store(&c->replays, (uint64_t)cell(res, 0, 5, 0));
+	PQclear(res);
+	if (count_parked(k, err) < 0)
+		return -1;
+	took = SHARE * (pr_mono_us() - began);
+	k->next_stats_us = pr_mono_us() + (took > STATS_US ? took : STATS_US);
+	return 0;
+}
+
+/* Remembers when each part was last seen with nothing to do: what is not yet read is younger than that. */
+static void watch_parts(struct consumer *c)
+{
+	int64_t now = pr_wall_us();
+
+	if (atomic_load(&c->kafka_up))
+		atomic_store(&c->kafka_contact_us, pr_mono_us());
+	(void)pthread_mutex_lock(&c->mutex);
+	for (size_t i = 0; i < c->parts_n; i++)
+		if (health_part_events(c->parts[i]) == 0 || atomic_load(&c->parts[i]->level_us) == 0)
+			atomic_store(&c->parts[i]->level_us, now);
+	(void)pthread_mutex_unlock(&c->mutex);
+}
+
+/* ---------------------------------------------------------------- rotation */
+
+/* Several times in the life of a slot, though not all day long. */
+static int64_t rotate_every_us(int64_t keep_us)
+{
+	int64_t us = keep_us / 16;
+
+	return us < PR_SEC / 2 ? PR_SEC / 2 : us > 60 * PR_SEC ? 60 * PR_SEC : us;
+}
+
+static int rotate(struct keeper *k, struct pr_err *err)
+{
+	int64_t keep = pr_setting(&k->c->conf->inbox.keep_us);
+	char text[24];
+	PGresult *res;
+
+	k->next_rotate_us = pr_mono_us() + rotate_every_us(keep);
+	(void)snprintf(text, sizeof(text), "%" PRId64, keep);
+	res = pr_pg_exec(k->pg, sql_keeper_rotate, 1, (const char *const[]){ text }, err);
+	if (!res) /* in use: next time it waits longer for its turn */
+		return strcmp(err->code, "55P03") == 0 ? 0 : -1;
+	if (cell(res, 0, 0, 0) > 0)
+		pr_log(PR_INFO, "remembered ids rotated", KI("slots", cell(res, 0, 0, 0)));
+	PQclear(res);
+	return 0;
+}
+
+/* ---------------------------------------------------------------- the thread */
+
+static int round_of_work(struct keeper *k, struct pr_err *err)
+{
+	struct consumer *c = k->c;
+
+	if (!atomic_load(&c->ready) && begin(k, err) < 0)
+		return -1;
+	if (orders(k, err) < 0)
+		return -1;
+	atomic_store(&c->postgres_contact_us, pr_mono_us());
+	if (pr_mono_us() >= k->next_stats_us && stats(k, err) < 0)
+		return -1;
+	if (c->conf->dedupe == PR_DEDUPE_INBOX && pr_mono_us() >= k->next_rotate_us && rotate(k, err) < 0)
+		return -1;
+	if (k->dead_letters && dead_letters_round(k->dead_letters, k->pg, err) < 0)
+		return -1;
+	atomic_store(&c->postgres_contact_us, pr_mono_us());
+	return 0;
+}
+
+/* Before anything runs it is the only one who could tell that Postgres is away. */
+static void failed(struct keeper *k, const struct pr_err *err)
+{
+	struct consumer *c = k->c;
+	int ready = atomic_load(&c->ready);
+
+	if (!ready && err->kind == PR_STOP && err->exit != PR_EX_FAILED) {
+		health_trouble(c, TROUBLE_REFUSED, err);
+		consumer_stop(c, err->exit);
+	} else if (!ready || k->failures > 1) {
+		health_trouble(c, ready ? TROUBLE_KEEPER : TROUBLE_POSTGRES, err);
+	}
+}
+
+static void well(struct keeper *k)
+{
+	if (k->failures > 0)
+		health_trouble(k->c, TROUBLE_POSTGRES, NULL);
+	k->failures = 0;
+	health_trouble(k->c, TROUBLE_KEEPER, NULL);
+}
+
+void *keeper_thread(void *arg)
+{
+	struct consumer *c = arg;
+	struct keeper k = { .c = c, .dead_letters = dead_letters_new(c) };
+	struct pollfd wake = { .fd = c->wake_fd, .events = POLLIN };
+	int64_t wait_us;
+	struct pr_err err;
+
+	while (!atomic_load(&c->stopping)) {
+		wait_us = ORDERS_US;
+		if (session_open(&k.pg, c, "keeper", c->wake_fd, &err) == 0 && round_of_work(&k, &err) == 0) {
+			well(&k);
+		} else if (!atomic_load(&c->stopping)) {
+			wait_us = pr_backoff_us(k.failures++, 100 * PR_MS, 2 * PR_SEC);
+			failed(&k, &err);
+		}
+		watch_parts(c);
+		(void)poll(&wake, 1, (int)(wait_us / PR_MS));
+	}
+	dead_letters_free(k.dead_letters);
+	pr_pg_close(k.pg);
+	return NULL;
+}

@@ -1,0 +1,1 @@
+SELECT inbox.dlq_published($1::bigint[])

@@ -1,0 +1,1 @@
+SELECT inbox.rotate($1::bigint * interval '1 microsecond')
