@@ -778,6 +778,45 @@ static void dies_with_its_thread(void **state)
 	wait_dead(worker_pid(0));
 }
 
+/* docs/examples/handlers/mail.py: a letter once, taken back once; what it refuses, and what it cannot do
+ * now. */
+static void the_example(void **state)
+{
+	char directory[] = "/tmp/handler_exec_letters.XXXXXX", path[200], text[100] = "";
+	struct pr_err err;
+	FILE *f;
+
+	(void)state;
+	assert_non_null(mkdtemp(directory));
+	command("python3", "docs/examples/handlers/mail.py", directory, NULL);
+	if (try_open(-1, &err) < 0)
+		fail_msg("open: %s", err.text);
+	add("a", "nobody");
+	add("b", "");
+	list[1]->payload = "{\"to\": \"you\",\n\"text\": \"hello\"}";
+	list[1]->payload_len = strlen(list[1]->payload);
+	(void)run();
+	is_outcome(0, PR_FAIL_REPLY, "reject");
+	is_outcome(1, PR_FAIL_NONE, "");
+	(void)snprintf(path, sizeof(path), "%s/%s.txt", directory, list[1]->id_text);
+	f = fopen(path, "r");
+	assert_non_null(f);
+	assert_non_null(fgets(text, sizeof(text), f));
+	(void)fclose(f);
+	assert_string_equal(text, "to: you\n");
+	(void)run(); /* as after a crash: done before */
+	is_outcome(1, PR_FAIL_NONE, "");
+	for (int i = 0; i < 2; i++) {
+		(void)run_op(OP_UNDO);
+		all_handled();
+		assert_int_equal(access(path, F_OK), -1);
+	}
+	assert_int_equal(rmdir(directory), 0);
+	(void)run();
+	is_outcome(1, PR_FAIL_REPLY, "retry");
+	assert_int_equal(out[1].retry_after_us, 1500 * PR_MS);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -806,6 +845,7 @@ int main(void)
 		T(after_a_wake_another_process),
 		T(close_asks_then_kills),
 		T(dies_with_its_thread),
+		T(the_example),
 	};
 
 	(void)signal(SIGPIPE, SIG_IGN);
