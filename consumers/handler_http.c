@@ -31,8 +31,8 @@
 #define CONNECT_MAX_US  (10 * PR_SEC)     /* half of handler.timeout, but no longer */
 #define CONNECTION_LIFE 300L              /* seconds; then the name is looked up again */
 #define RETRY_AFTER_MAX (3600LL * PR_SEC) /* whoever asks for more gets this */
-#define WAIT_MS         1000
-#define ID_SIZE         320 /* a topic's name is at most 249 bytes */
+#define WAIT_MS         10000             /* libcurl shortens it to its own deadlines */
+#define ID_SIZE         320               /* a topic's name is at most 249 bytes */
 #define NONE            SIZE_MAX
 
 /* One of `concurrency` requests; its buffers are used again and again. */

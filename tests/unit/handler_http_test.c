@@ -659,6 +659,7 @@ static void a_large_message(void **state)
 	run(r);
 	expect(&r->out[0], PR_FAIL_NONE, "");
 	assert_non_null(strstr(server.seen[0].body, payload));
+	expect_header(0, "Expect", NULL);
 	assert_true(pr_mono_us() - since < 4 * PR_SEC);
 	free(payload);
 	rig_free(r);
