@@ -613,6 +613,8 @@ def _conf_value(v):
         return str(v)
     if isinstance(v, (list, tuple)):
         return "( " + ", ".join(_conf_value(x) for x in v) + " )"
+    if isinstance(v, dict):  # an element of a list
+        return "{ " + " ".join(f"{k} = {_conf_value(x)};" for k, x in v.items()) + " }"
     return '"' + str(v).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -643,37 +645,34 @@ def _merge(base, more):
 _METRIC = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{.*\})? (\S+)")
 
 
-class Relay(Server):
-    """postrider-relay with a config file of its own.
+class Daemon(Server):
+    """One of our daemons with a config file of its own.
 
     config: nested dict merged over the defaults ({"limits": {"batch_events": 10}});
     override: list of "path=value" for -o; env: POSTRIDER_FAULT, POSTRIDER_SABOTAGE, ..."""
+    program = None
 
-    def __init__(self, conninfo, brokers, name="orders", delivery="exactly_once", config=None, override=(), env=None,
-                 variant=None, argv_front=()):
-        self.name = f"relay {name}"
-        self.outbox = name
+    def __init__(self, name, config, more, override, env, variant, argv_front, port=None):
+        self.name = name
         self.variant = variant or VARIANT
-        self.dir = new_dir("relay")
-        self.log = os.path.join(self.dir, "relay.log")
-        self.port = free_port()
+        word = self.program.split("-")[1]
+        self.dir = new_dir(word)
+        self.log = os.path.join(self.dir, f"{word}.log")
+        self.port = port or free_port()
         self.override = list(override)
         self.argv_front = list(argv_front)
         self.env = dict(env or {})
-        self.config = _merge({
-            "name": name, "source": {"conninfo": conninfo}, "kafka": {"brokers": brokers}, "delivery": delivery,
-            "http": {"listen": f"127.0.0.1:{self.port}"},
-        }, config or {})
-        self.file = write_config(os.path.join(self.dir, "relay.cfg"), self.config)
+        self.config = _merge(dict(config, http={"listen": f"127.0.0.1:{self.port}"}), more or {})
+        self.file = write_config(os.path.join(self.dir, f"{word}.cfg"), self.config)
 
     def start(self, env=None, **fault):
-        """env adds to the environment; fault="name" and sabotage="name" are short for it."""
+        """env adds to the environment; fault="name", sabotage="name" and hold="name:/path" are short for it."""
         more = dict(self.env, **(env or {}))
         for k, v in fault.items():
-            if k not in ("fault", "sabotage"):
+            if k not in ("fault", "sabotage", "hold"):
                 raise TypeError(f"start() has no argument {k}")
             more[f"POSTRIDER_{k.upper()}"] = v
-        argv = self.argv_front + [bin_path("postrider-relay", self.variant), "-c", self.file]
+        argv = self.argv_front + [bin_path(self.program, self.variant), "-c", self.file]
         for o in self.override:
             argv += ["-o", o]
         self.proc = spawn(argv, log=self.log, env=_clean_env(**more), cwd=self.dir)
@@ -755,6 +754,32 @@ class Relay(Server):
     def log_text(self):
         with open(self.log, encoding="utf-8", errors="replace") as f:
             return f.read()
+
+
+class Relay(Daemon):
+    """postrider-relay."""
+    program = "postrider-relay"
+
+    def __init__(self, conninfo, brokers, name="orders", delivery="exactly_once", config=None, override=(), env=None,
+                 variant=None, argv_front=()):
+        self.outbox = name
+        super().__init__(f"relay {name}", {
+            "name": name, "source": {"conninfo": conninfo}, "kafka": {"brokers": brokers}, "delivery": delivery,
+        }, config, override, env, variant, argv_front)
+
+
+class Consumer(Daemon):
+    """postrider-consumer. handler: {"kind": "sql", "function": "..."}; port: for one that stands in for
+    another, since the member's name in the group comes of it."""
+    program = "postrider-consumer"
+
+    def __init__(self, conninfo, brokers, group, topics, handler, config=None, override=(), env=None, variant=None,
+                 argv_front=(), port=None):
+        self.group = group
+        super().__init__(f"consumer {group}", {
+            "group": group, "database": {"conninfo": conninfo}, "kafka": {"brokers": brokers, "topics": list(topics)},
+            "handler": dict(handler),
+        }, config, override, env, variant, argv_front, port)
 
 
 class Cli:
