@@ -284,7 +284,7 @@ static int lag_verdict(struct consumer *c, struct pr_verdict *v)
 
 	if (isnan(lag))
 		return pr_say(
-			v, "warn", "how many records wait is not known yet", "Kafka has not told the end");
+			v, "starting", "the consumer is starting: Kafka has not told how much there is", "");
 	if (lag <= LAGGING_S)
 		return 0;
 	(void)snprintf(text, sizeof(text), "the oldest unhandled record is %.0f s old", lag);
@@ -300,7 +300,8 @@ static void well_verdict(struct consumer *c, struct pr_verdict *v)
 
 	if (dead > 0) {
 		(void)snprintf(text, sizeof(text),
-			"everything flows; %" PRIu64 " dead letters wait for a decision", dead);
+			"everything flows; %" PRIu64 " dead letter%s for a decision", dead,
+			dead == 1 ? " waits" : "s wait");
 		(void)pr_say(v, "ok", text, "postrider dlq list");
 	} else if (atomic_load(&c->assigned) == 0) {
 		(void)pr_say(v, "ok", "all partitions belong to other members; this one is ready", "");

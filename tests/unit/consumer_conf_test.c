@@ -356,7 +356,7 @@ static void test_semantics(void **state)
 		{ "kafka.topics", "", "at least one" },
 		{ "kafka.brokers", "a:1\nb:2", "no address" },
 		{ "kafka.properties", "client.rack=a", NULL },
-		{ "kafka.properties", "session.timeout.ms=45000", NULL },
+		{ "kafka.properties", "session.timeout.ms=45000", "the others take over" },
 		{ "kafka.properties", "max.poll.interval.ms=60000", NULL },
 		{ "kafka.properties", "group.id=x", "set group instead" },
 		{ "kafka.properties", "group.instance.id=x", "set member instead" },
