@@ -23,7 +23,8 @@ struct handler;
 struct handler_env {
 	const struct pr_consumer_conf *conf;
 	int lane;
-	int wake_fd; /* readable: give up at once, every message not yet handled fails as timeout */
+	int wake_fd; /* readable: give up at once; every message not yet handled is left as "behind": it did
+			not fail, and comes again */
 };
 
 struct handler_ops {

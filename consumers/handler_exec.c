@@ -193,7 +193,7 @@ static void interrupted(struct run *r)
 	for (size_t i = 0; i < r->n && r->left > 0; i++) {
 		if (r->done[i])
 			continue;
-		outcome_fail(&r->out[i], PR_FAIL_TIMEOUT, "", "interrupted: the consumer stops");
+		outcome_behind(&r->out[i]); /* a stop is no failed try of it */
 		set_done(r, i);
 	}
 	r->h->stale |= r->flight_n > 0 || r->h->to_done < r->h->to.len;

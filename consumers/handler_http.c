@@ -11,7 +11,9 @@
  * Only a 2xx whose body breaks off or is late counts as no answer, for then the receiver may have died.
  *
  * Once a request got no answer at all, nothing new is begun in that run: with the receiver down or
- * hanging, a run of thousands of keys ends after one timeout. What was not tried is left as "behind". */
+ * hanging, a run of thousands of keys ends after one timeout. What was not tried is left as "behind", and so
+ * is what was under way when the consumer is told to stop: that is no failed try, and must not be the one
+ * that makes a dead letter. */
 #include "consumers/handler.h"
 #include "consumers/outcome.h"
 #include "consumers/webhook_sign.h"
@@ -643,8 +645,8 @@ static void wait_some(struct handler *h)
 	(void)curl_multi_poll(h->multi, &fd, h->env.wake_fd >= 0, WAIT_MS, NULL);
 }
 
-/* Closes the connections of what is under way, and says of each message that was not judged why. */
-static void settle(struct handler *h, struct plan *p, int stopped)
+/* Closes the connections of what is under way. What was not judged failed of nothing: it comes again. */
+static void settle(struct handler *h, struct plan *p)
 {
 	for (size_t i = 0; i < h->requests; i++) {
 		if (h->request[i].at == NONE)
@@ -653,29 +655,22 @@ static void settle(struct handler *h, struct plan *p, int stopped)
 		drop_handle(&h->request[i]);
 		h->request[i].at = NONE;
 	}
-	for (size_t i = 0; i < p->n; i++) {
-		if (p->state[i] == DONE)
-			continue;
-		if (stopped)
-			outcome_fail(
-				&p->out[i], PR_FAIL_TIMEOUT, "", "given up: the consumer was told to stop");
-		else
+	for (size_t i = 0; i < p->n; i++)
+		if (p->state[i] != DONE)
 			outcome_behind(&p->out[i]);
-	}
 }
 
 static int http_run(struct handler *h, struct pr_pg *pg, enum op op, struct message *const *m, size_t n,
 	struct outcome *out, struct pr_err *err)
 {
 	struct plan p = { .op = op, .m = m, .out = out, .n = n };
-	int stopped;
 
 	(void)pg;
 	(void)err;
 	p.next = pr_malloc(n * sizeof(*p.next));
 	p.state = pr_calloc(n, 1);
 	plan_keys(&p);
-	while (!(stopped = woken(h))) {
+	while (!woken(h)) {
 		begin_more(h, &p);
 		if (p.flying == 0)
 			break;
@@ -683,7 +678,7 @@ static int http_run(struct handler *h, struct pr_pg *pg, enum op op, struct mess
 		if (p.flying == h->requests || (p.flying > 0 && pick(&p) == NONE))
 			wait_some(h);
 	}
-	settle(h, &p, stopped);
+	settle(h, &p);
 	free(p.next);
 	free(p.state);
 	return 0;

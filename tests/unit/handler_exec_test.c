@@ -703,10 +703,10 @@ static void a_wake_ends_it(void **state)
 	add("b", "fine");
 	assert_int_equal(timerfd_settime(timer, 0, &in, NULL), 0);
 	assert_true(run() < SLACK);
-	is_outcome(0, PR_FAIL_TIMEOUT, "");
-	is_outcome(1, PR_FAIL_TIMEOUT, "");
+	is_outcome(0, PR_FAIL_REPLY, "behind");
+	is_outcome(1, PR_FAIL_REPLY, "behind");
 	assert_true(run() < SLACK); /* still readable: nothing is begun */
-	is_outcome(0, PR_FAIL_TIMEOUT, "");
+	is_outcome(0, PR_FAIL_REPLY, "behind");
 	handler_exec.close(h);
 	h = NULL;
 	(void)close(timer);
@@ -725,7 +725,7 @@ static void after_a_wake_another_process(void **state)
 	all_handled();
 	assert_int_equal(write(wake, &n, sizeof(n)), sizeof(n));
 	(void)run();
-	is_outcome(0, PR_FAIL_TIMEOUT, "");
+	is_outcome(0, PR_FAIL_REPLY, "behind");
 	assert_int_equal(read(wake, &n, sizeof(n)), sizeof(n));
 	(void)run();
 	all_handled();
