@@ -402,7 +402,8 @@ KAFKA_DEFAULTS = {
     "transaction.state.log.replication.factor": "1", "transaction.state.log.min.isr": "1",
     "transaction.state.log.num.partitions": "5", "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1", "min.insync.replicas": "1",
-    "group.initial.rebalance.delay.ms": "0", "num.network.threads": "2", "num.io.threads": "4",
+    "group.initial.rebalance.delay.ms": "0", "group.min.session.timeout.ms": "1000",
+    "num.network.threads": "2", "num.io.threads": "4",
     "background.threads": "2", "log.cleaner.dedupe.buffer.size": "16777216",
     # A broker killed and started again waits for the end of its predecessor's session.
     "broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "300",
