@@ -527,7 +527,7 @@ $$;
 -- keep ago: an id lives for keep at least. Of several groups' keep the longest holds. Returns how
 -- many slots it opened and dropped; 0 when nothing was due, or another call is at it. Error 55P03 when the running
 -- transactions did not end in time: call again. The longer it is overdue the longer it waits, at most 30 s, since
--- all who want to remember queue behind it.
+-- all who want to remember queue behind it. A drop waits 50 ms.
 CREATE FUNCTION inbox.rotate(keep interval) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' AS $$
 #variable_conflict use_column
@@ -555,6 +555,7 @@ BEGIN
 	FROM inbox.slot AS s WHERE s.closed_at IS NULL;
 	PERFORM set_config('lock_timeout', least(30000, greatest(50, overdue))::integer || 'ms', true);
 	PERFORM pg_advisory_xact_lock(7309475598860182631);
+	PERFORM set_config('lock_timeout', '50ms', true); -- nobody remembers until we are done
 	SELECT s.slot INTO full_slot FROM inbox.slot AS s
 	WHERE s.closed_at IS NULL AND s.opened_at < clock_timestamp() - longest / 2;
 	IF FOUND THEN
