@@ -4,6 +4,7 @@
 #ifndef PR_CLI_H
 #define PR_CLI_H
 
+#include "lib/consumer_conf.h"
 #include "lib/err.h"
 #include "lib/pg.h"
 #include "lib/relay_conf.h"
@@ -52,6 +53,7 @@ struct cli_verb {
 	const char *json;           /* what --json prints, documented; NULL: no --json */
 	const char *examples;       /* lines: a command, or "# what the next one does" */
 	const struct cli_opt *opts; /* ended by name NULL */
+	int consumer;               /* -c is a consumer's config file, not a relay's */
 	int (*run)(struct cli *c);  /* returns an exit code */
 };
 
@@ -72,7 +74,8 @@ struct cli {
 	int nargs;
 	/* target.c: what -c and the environment said */
 	struct pr_relay_conf conf;
-	struct pr_conf *loaded; /* NULL without -c */
+	struct pr_consumer_conf consumer; /* instead, where the verb says so */
+	struct pr_conf *loaded;           /* NULL without -c */
 };
 
 /* args.c: -1 with usage errors in err (exit 2). c->verb is set as soon as it is known. */
@@ -175,6 +178,7 @@ int verb_resume(struct cli *c);
 int verb_position_show(struct cli *c);
 int verb_position_set(struct cli *c);
 int verb_position_adopt(struct cli *c);
+int verb_explain_error(struct cli *c);
 int verb_bench(struct cli *c);
 int verb_demo(struct cli *c);
 int verb_completion(struct cli *c);

@@ -40,11 +40,15 @@ int cli_target(struct cli *c, struct pr_err *err)
 	set = pr_calloc((size_t)c->nvalues + 1, sizeof(*set));
 	while ((set[n] = cli_nth(c, "set", n)))
 		n++;
-	rc = pr_conf_load(file, pr_relay_options, &c->conf, set, (size_t)n, &c->loaded, err);
+	if (c->verb->consumer)
+		rc = pr_conf_load(file, pr_consumer_options, &c->consumer, set, (size_t)n, &c->loaded, err);
+	else
+		rc = pr_conf_load(file, pr_relay_options, &c->conf, set, (size_t)n, &c->loaded, err);
 	free(set);
-	if (rc == 0)
-		rc = pr_relay_conf_validate(&c->conf, c->loaded, err);
-	return rc;
+	if (rc < 0)
+		return -1;
+	return c->verb->consumer ? pr_consumer_conf_validate(&c->consumer, c->loaded, err)
+				 : pr_relay_conf_validate(&c->conf, c->loaded, err);
 }
 
 const char *cli_conninfo(const struct cli *c)
@@ -53,8 +57,8 @@ const char *cli_conninfo(const struct cli *c)
 
 	if (s)
 		return s;
-	if (c->loaded && c->conf.source.conninfo)
-		return c->conf.source.conninfo;
+	if (c->loaded)
+		return c->verb->consumer ? c->consumer.database.conninfo : c->conf.source.conninfo;
 	s = env("POSTRIDER_CONNINFO");
 	return s ? s : "";
 }
@@ -71,7 +75,9 @@ const char *cli_brokers(const struct cli *c)
 
 	if (s)
 		return s;
-	return c->loaded ? c->conf.kafka.brokers : env("POSTRIDER_BROKERS");
+	if (!c->loaded)
+		return env("POSTRIDER_BROKERS");
+	return c->verb->consumer ? c->consumer.kafka.brokers : c->conf.kafka.brokers;
 }
 
 const char *cli_name(const struct cli *c)
@@ -80,7 +86,7 @@ const char *cli_name(const struct cli *c)
 
 	if (s)
 		return s;
-	return c->loaded ? c->conf.name : NULL;
+	return c->loaded ? c->conf.name : NULL; /* a consumer's config has no outbox */
 }
 
 int cli_need_kafka(const struct cli *c, struct pr_err *err)
@@ -113,8 +119,8 @@ char *cli_url(const struct cli *c)
 	const char *s = option(c, "url");
 	char *url;
 
-	if (!s && c->loaded && c->conf.http.listen)
-		return url_of_listen(c->conf.http.listen);
+	if (!s && c->loaded)
+		return url_of_listen(c->verb->consumer ? c->consumer.http.listen : c->conf.http.listen);
 	if (!s)
 		s = env("POSTRIDER_URL");
 	url = pr_strdup(s ? s : DEFAULT_URL);

@@ -46,6 +46,7 @@
 #define EVENTS "Events"
 #define HELD   "Held back events"
 #define RELAY  "The relay"
+#define CONSUMER "Consumers"
 #define TRY    "Try and learn"
 
 const struct cli_verb cli_verbs[] = {
@@ -258,6 +259,26 @@ const struct cli_verb cli_verbs[] = {
 	{ .name = "from-seq", .arg = "N", .type = CLI_INT, .min = 1, .max = INT64_MAX,
 	  .doc = "publish again from this event number on" },
 	YES, DRY_RUN, DATABASE, KAFKA, JSON, TIMEOUT) },
+
+{ .name = "explain-error", .group = CONSUMER, .args = "CODE", .min_args = 1, .max_args = 1, .consumer = 1,
+  .run = verb_explain_error,
+  .does = "what a consumer would do about a failure, and which rule says so",
+  .doc =
+  "CODE is what failed, as in the rules of the consumer's config: sqlstate:23505, http:503, http:connect, "
+  "exit:1, exit:signal:9, reply:WORD, decode:id, timeout or crash. Five characters alone are a SQLSTATE, three "
+  "digits an HTTP status.\n\n"
+  "The rules of -c come first, then the built-in ones; without -c only those. Nothing is contacted.",
+  .json = "object: class, code, policy (retry, breaker, park, dead_letter, ignore, stop), rule {match, file, "
+          "index}, attempts, backoff_seconds, backoff_max_seconds, meaning; null where it does not apply (rule "
+          "file and index: of a built-in rule)",
+  .examples =
+  "postrider explain-error 23505 -c consumer.cfg\n"
+  "postrider explain-error http:503 --json",
+  .opts = OPTIONS(
+	{ .name = "config", .letter = 'c', .arg = "FILE", .type = CLI_FILE, .doc = "the consumer's config file" },
+	{ .name = "set", .letter = 'o', .arg = "KEY=VALUE", .type = CLI_PAIR, .many = 1,
+	  .doc = "override one key of the config file, as the consumer's -o does" },
+	JSON) },
 
 { .name = "bench", .group = TRY, .args = "", .run = verb_bench,
   .does = "write a load into the outbox and time the way to Kafka",

@@ -1,0 +1,181 @@
+/* cli/explain.c -- `postrider explain-error`: what a consumer would do about a failure, by the same function
+ * that decides there. Contacts nothing. */
+#include "cli/cli.h"
+#include "lib/clock.h"
+#include "lib/consumer_conf.h"
+#include "lib/policy.h"
+
+#include <ctype.h>
+#include <string.h>
+
+static const char *const meanings[] = {
+	[PR_POLICY_RETRY] = "The message is tried again in place; its lane waits, the others go on. After "
+			    "the last try it "
+			    "becomes a dead letter.",
+	[PR_POLICY_BREAKER] =
+		"What is behind the handler counts as down: nothing is handled until one message, tried "
+		"again and again, gets through. No message is given up.",
+	[PR_POLICY_PARK] =
+		"The key waits in inbox.parked with everything behind it, in order; the other keys go on.",
+	[PR_POLICY_DEAD_LETTER] = "The message goes to inbox.dead_letter at once; those behind it go on.",
+	[PR_POLICY_IGNORE] = "The message counts as handled.",
+	[PR_POLICY_STOP] =
+		"The consumer ends with exit status 1; the message is tried again when it is started.",
+};
+
+/* A failure as somebody wrote it, and what decides about it. */
+struct question {
+	char text[64]; /* "class:code" */
+	enum pr_fail_class cls;
+	const char *code;
+	const struct pr_rule *rule;
+	int own; /* place of the rule in errors; -1: built in */
+};
+
+static int all(const char *s, int (*is)(int))
+{
+	for (; *s; s++)
+		if (!is((unsigned char)*s))
+			return 0;
+	return 1;
+}
+
+/* People read "23505" and "503" in logs, without a class. */
+static void complete(struct question *q, const char *word)
+{
+	const char *class = "", *code;
+
+	if (strlen(word) == 5 && all(word, isalnum) && pr_fail_class_parse(word, &code) == PR_FAIL_NONE)
+		class = "sqlstate:";
+	else if (strlen(word) == 3 && all(word, isdigit))
+		class = "http:";
+	(void)snprintf(q->text, sizeof(q->text), "%s%s", class, word);
+	if (strncmp(q->text, "sqlstate:", 9) == 0)
+		for (char *p = q->text + 9; *p; p++)
+			*p = (char)toupper((unsigned char)*p);
+}
+
+static int understand(struct question *q, const char *word, struct pr_err *err)
+{
+	const char *problem;
+
+	if (strlen(word) >= sizeof(q->text) - 16)
+		return cli_usage(err, "\"%.60s...\" is too long for a failure", word);
+	complete(q, word);
+	problem = pr_match_problem(q->text);
+	if (!problem && strpbrk(q->text, "*"))
+		problem = "name one failure, not a pattern";
+	q->cls = pr_fail_class_parse(q->text, &q->code);
+	if (!problem && *q->code == '\0' && q->cls != PR_FAIL_TIMEOUT && q->cls != PR_FAIL_CRASH)
+		problem = "its code is missing, as in sqlstate:23505 or http:503";
+	if (!problem && q->cls == PR_FAIL_HTTP && strchr(q->code, 'x'))
+		problem = "name one failure, not a pattern";
+	return problem ? cli_usage(err, "\"%s\": %s", word, problem) : 0;
+}
+
+static void answer(struct question *q, const struct pr_consumer_conf *conf)
+{
+	const struct pr_rule *own = conf->errors.v;
+
+	q->rule = pr_policy_of(own, conf->errors.n, q->cls, q->code);
+	q->own = -1;
+	for (size_t i = 0; i < conf->errors.n; i++)
+		if (&own[i] == q->rule)
+			q->own = (int)i;
+}
+
+static int counts(const struct pr_rule *r)
+{
+	return r->policy == PR_POLICY_RETRY || r->policy == PR_POLICY_PARK;
+}
+
+static int waits(const struct pr_rule *r)
+{
+	return counts(r) || r->policy == PR_POLICY_BREAKER;
+}
+
+/* All delays together, in the long run: with jitter they are three quarters of it. */
+static double total_s(const struct pr_rule *r)
+{
+	double us = 0;
+	int64_t step = r->backoff_us;
+
+	for (int64_t i = 1; i < r->attempts; i++) {
+		us += (double)step;
+		step = step * 2 < r->backoff_max_us ? step * 2 : r->backoff_max_us;
+	}
+	return us * 0.75 / (double)PR_SEC;
+}
+
+static void print_json(const struct question *q, const char *file)
+{
+	cJSON *o = cJSON_CreateObject(), *rule = cJSON_CreateObject();
+	const struct pr_rule *r = q->rule;
+
+	(void)cJSON_AddStringToObject(o, "class", pr_fail_class_str(q->cls));
+	(void)cJSON_AddStringToObject(o, "code", q->code);
+	(void)cJSON_AddStringToObject(o, "policy", pr_policy_str((enum pr_policy)r->policy));
+	(void)cJSON_AddStringToObject(rule, "match", r->match);
+	(void)cJSON_AddItemToObject(
+		rule, "file", q->own >= 0 ? cJSON_CreateString(file) : cJSON_CreateNull());
+	(void)cJSON_AddItemToObject(
+		rule, "index", q->own >= 0 ? cJSON_CreateNumber(q->own) : cJSON_CreateNull());
+	(void)cJSON_AddItemToObject(o, "rule", rule);
+	if (counts(r))
+		cli_json_int(o, "attempts", r->attempts);
+	else
+		(void)cJSON_AddNullToObject(o, "attempts");
+	(void)cJSON_AddItemToObject(o, "backoff_seconds",
+		waits(r) ? cJSON_CreateNumber((double)r->backoff_us / (double)PR_SEC) : cJSON_CreateNull());
+	(void)cJSON_AddItemToObject(o, "backoff_max_seconds",
+		waits(r) ? cJSON_CreateNumber((double)r->backoff_max_us / (double)PR_SEC)
+			 : cJSON_CreateNull());
+	(void)cJSON_AddStringToObject(o, "meaning", meanings[r->policy]);
+	cli_json_free_line(o);
+}
+
+static void print_delays(const struct pr_rule *r)
+{
+	char first[48], most[48], total[48];
+
+	if (!waits(r))
+		return;
+	if (counts(r) && r->attempts > 0)
+		(void)printf("%-9s %lld in all, about %s\n", "tries", (long long)r->attempts,
+			cli_span(total_s(r), total));
+	else
+		(void)printf(
+			"%-9s %s\n", "tries", counts(r) ? "for ever" : "one message, until it gets through");
+	(void)printf("%-9s %s first, doubling up to %s\n", "delay",
+		cli_span((double)r->backoff_us / (double)PR_SEC, first),
+		cli_span((double)r->backoff_max_us / (double)PR_SEC, most));
+}
+
+static void print_text(const struct question *q, const char *file)
+{
+	const struct pr_rule *r = q->rule;
+
+	(void)printf("%s%s%s: %s\n", cli_on(stdout, CLI_BOLD), q->text, cli_off(stdout),
+		pr_policy_str((enum pr_policy)r->policy));
+	if (q->own >= 0)
+		(void)printf("%-9s errors[%d] of %s: \"%s\"\n", "rule", q->own, file, r->match);
+	else
+		(void)printf("%-9s built in: \"%s\"\n", "rule", r->match);
+	print_delays(r);
+	cli_fill(stdout, meanings[r->policy], 0, 0);
+}
+
+int verb_explain_error(struct cli *c)
+{
+	struct question q = { .own = -1 };
+	struct pr_err err = { 0 };
+
+	if (understand(&q, c->args[0], &err) < 0)
+		return cli_failed(c, &err);
+	answer(&q, &c->consumer);
+	if (cli_has(c, "json"))
+		print_json(&q, cli_str(c, "config"));
+	else
+		print_text(&q, cli_str(c, "config"));
+	return PR_EX_OK;
+}
