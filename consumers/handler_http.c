@@ -244,8 +244,8 @@ static size_t on_body(char *data, size_t size, size_t n, void *ctx)
 	size_t len = size * n, room = sizeof(req->body) - req->kept;
 
 	req->body_len += len;
-	memcpy(req->body + req->kept, data, len < room ? len : room);
-	req->kept += len < room ? len : room;
+	for (size_t i = 0; i < len && i < room; i++)
+		req->body[req->kept++] = data[i] ? data[i] : ' '; /* a NUL would end the text */
 	if (req->body_len <= (size_t)req->h->env.conf->handler.response_bytes)
 		return len;
 	req->cut = 1;
