@@ -783,33 +783,6 @@ class Consumer(Daemon):
         }, config, override, env, variant, argv_front, port)
 
 
-class Consumer(Relay):
-    """postrider-consumer with a config file of its own; config, override and env as the relay's.
-
-    handler: the group of that name, or the name of an SQL function."""
-
-    program = "postrider-consumer"
-
-    def __init__(self, conninfo, brokers, group, topics, handler, config=None, override=(), env=None, variant=None,
-                 argv_front=()):
-        self.name = f"consumer {group}"
-        self.group = group
-        self.variant = variant or VARIANT
-        self.dir = new_dir("consumer")
-        self.log = os.path.join(self.dir, "consumer.log")
-        self.port = free_port()
-        self.override = list(override)
-        self.argv_front = list(argv_front)
-        self.env = dict(env or {})
-        if isinstance(handler, str):
-            handler = {"kind": "sql", "function": handler}
-        self.config = _merge({
-            "group": group, "database": {"conninfo": conninfo}, "kafka": {"brokers": brokers, "topics": list(topics)},
-            "handler": handler, "http": {"listen": f"127.0.0.1:{self.port}"},
-        }, config or {})
-        self.file = write_config(os.path.join(self.dir, "consumer.cfg"), self.config)
-
-
 class Cli:
     """The operator's CLI `postrider` (or another of our programs)."""
 
