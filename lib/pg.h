@@ -54,7 +54,8 @@ struct pr_stmt {
 
 /* n statements in one round trip (pipeline mode). The last one must have sync. On -1 no result is kept and
  * *ret_failed (may be NULL) is the statement that failed, also when its transaction's end did (a deferred
- * constraint); -1 when it was the connection: transactions before it have committed or not. */
+ * constraint); -1 when it was the connection: transactions before it have committed or not.
+ * Inside a BEGIN, a sync ends nothing but the round trip: COMMIT may be one of the statements. */
 int pr_pg_pipeline(
 	struct pr_pg *pg, struct pr_stmt *s, int n, int *ret_failed, struct pr_err *err) PR_MUSTCHECK;
 void pr_stmt_clear(struct pr_stmt *s, int n);

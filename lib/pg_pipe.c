@@ -1,5 +1,5 @@
 /* lib/pg_pipe.c -- several statements in one round trip: pipeline mode, one implicit transaction up to each
- * sync. Refuses to run inside a transaction that is open, and to leave answers behind on the connection. */
+ * sync. Refuses to run inside a transaction that has failed, and to leave answers behind. */
 #include "lib/pg_inner.h"
 
 #include <stdlib.h>
@@ -148,8 +148,8 @@ int pr_pg_pipeline(struct pr_pg *pg, struct pr_stmt *s, int n, int *ret_failed, 
 		s[i].res = NULL;
 	if (pg_begin_call(pg, &timeout_us, &deadline, err) < 0)
 		return -1;
-	if (PQtransactionStatus(pg->conn) != PQTRANS_IDLE)
-		return pr_fail(err, PR_STOP, "a round trip inside a transaction");
+	if (PQtransactionStatus(pg->conn) != PQTRANS_IDLE && PQtransactionStatus(pg->conn) != PQTRANS_INTRANS)
+		return pr_fail(err, PR_STOP, "a round trip inside a transaction that has failed");
 	if (n == 0)
 		return 0;
 	if (!PQenterPipelineMode(pg->conn))
@@ -180,7 +180,10 @@ int pr_pg_round_trip(struct pr_pg *pg, const char *const *sql, int n, PGresult *
 
 	for (int i = 0; i < n && i < MAX_STATEMENTS; i++)
 		s[i] = (struct pr_stmt){ .sql = sql[i], .sync = 1 };
-	rc = pr_pg_pipeline(pg, s, n, NULL, err);
+	if (pg->conn && PQtransactionStatus(pg->conn) == PQTRANS_INTRANS)
+		rc = pr_fail(err, PR_STOP, "a round trip inside a transaction");
+	else
+		rc = pr_pg_pipeline(pg, s, n, NULL, err);
 	for (int i = 0; i < n && n <= MAX_STATEMENTS; i++)
 		results[i] = rc == 0 ? s[i].res : NULL;
 	return rc;
