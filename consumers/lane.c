@@ -259,6 +259,9 @@ static void positions_moved(struct lane *l)
 		atomic_store(&pl->shown, pl->next);
 		atomic_store(&pl->oldest_us, oldest_left(l, &l->steps[i]));
 	}
+	/* A part that had nothing left was said to be as old as its neighbours. */
+	for (size_t i = 0; i < l->served_n && l->work_n == 0 && !l->head; i++)
+		atomic_store(&l->served[i].part->lane[l->served[i].lane].oldest_us, INT64_MAX);
 	(void)pthread_mutex_unlock(&l->mutex);
 	l->steps_n = 0;
 }
