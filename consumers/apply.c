@@ -721,7 +721,8 @@ static size_t settled(struct tx *t)
 	return t->n;
 }
 
-/* What undoes a buried message outside; 0 when it could not be: then the message is parked, to be seen. */
+/* What undoes a buried message outside; 0 when it could not be: then the message is parked, to be seen. An
+ * undo that a stop cut short did not fail: the message comes again. */
 static int undone_outside(struct tx *t, struct work *w, struct pr_err *err)
 {
 	struct outcome out = { 0 };
@@ -730,6 +731,10 @@ static int undone_outside(struct tx *t, struct work *w, struct pr_err *err)
 		return 1;
 	if (t->l->c->ops->run(t->l->handler, t->l->pg, OP_UNDO, &w->m, 1, &out, err) == 0 && !out.cls)
 		return 1;
+	if (out.cls == PR_FAIL_REPLY && strcmp(out.code, "behind") == 0) {
+		w->v = (struct verdict){ .fate = FATE_PENDING };
+		return 0;
+	}
 	w->v.fate = FATE_PARK;
 	w->v.delay_us = 10 * PR_SEC;
 	(void)snprintf(w->v.why.text, sizeof(w->v.why.text), "its undo failed: %.500s", out.text);
@@ -781,7 +786,7 @@ static enum applied outside(struct tx *t, size_t *ret_n, struct outcome *ret, st
 	n = settled(t);
 	for (size_t i = 0; i < n; i++) {
 		if (t->w[i].v.fate == FATE_BURY && !undone_outside(t, &t->w[i], err)) {
-			n = i + 1;
+			n = t->w[i].v.fate == FATE_PENDING ? i : i + 1;
 			break;
 		}
 	}
@@ -863,7 +868,7 @@ enum applied apply_parked(
 	rc = l->c->ops->in_transaction ? inside(&t, ret, err) : outside(&t, &n, ret, err);
 	*ret_last = t.last;
 	if (rc == APPLIED)
-		account(l, w, 1);
+		account(l, w, n);
 	if (rc == FENCED)
 		lane_fenced(l);
 	l->steps_n = 0;
