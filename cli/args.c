@@ -192,6 +192,21 @@ int cli_parse_time(const char *s, int64_t *ret_wall_us, struct pr_err *err)
 	return pr_hint(err, "RFC 3339 with a zone, \"2026-01-31T09:00:00Z\", or from now: \"+10m\"");
 }
 
+/* Of a filter: a moment that has been. */
+static int parse_past(const char *s, int64_t *ret_wall_us, struct pr_err *err)
+{
+	int64_t span;
+
+	if (*s == '-' && pr_parse_duration(s + 1, &span, NULL) == 0) {
+		*ret_wall_us = pr_wall_us() - span;
+		return 0;
+	}
+	if (strlen(s) >= 16 && parse_rfc3339(s, ret_wall_us) == 0)
+		return 0;
+	(void)cli_usage(err, "\"%.80s\" is not a time", s);
+	return pr_hint(err, "RFC 3339 with a zone, \"2026-01-31T09:00:00Z\", or before now: \"-10m\"");
+}
+
 static int check_range(const struct cli_opt *o, int64_t n, const char *text, struct pr_err *err)
 {
 	char lo[32], hi[32];
@@ -244,6 +259,17 @@ static int check_number(struct cli_value *v, struct pr_err *err)
 	return rc < 0 ? -1 : check_range(v->opt, v->number, v->text, err);
 }
 
+static int check_word(const struct cli_opt *o, const char *s, struct pr_err *err)
+{
+	size_t n = strlen(s);
+
+	for (const char *w = o->words; *w; w += strcspn(w, " "), w += *w == ' ')
+		if (strcspn(w, " ") == n && strncmp(w, s, n) == 0)
+			return 0;
+	(void)cli_usage(err, "\"%.80s\" is not one of the words it knows", s);
+	return pr_hint(err, "one of: %s", o->words);
+}
+
 static int check_value(struct cli_value *v, struct pr_err *err)
 {
 	switch (v->opt->type) {
@@ -255,6 +281,8 @@ static int check_value(struct cli_value *v, struct pr_err *err)
 		return check_number(v, err);
 	case CLI_TIME:
 		return cli_parse_time(v->text, &v->number, err);
+	case CLI_PAST:
+		return parse_past(v->text, &v->number, err);
 	case CLI_UUID:
 		return cli_is_uuid(v->text) ? 0 : cli_usage(err, "\"%.80s\" is not a UUID", v->text);
 	case CLI_PAIR:
@@ -275,6 +303,9 @@ static int check_value(struct cli_value *v, struct pr_err *err)
 			       ? 0
 			       : cli_usage(err, "\"%.80s\" is not an http:// or https:// address", v->text);
 	case CLI_STR:
+		if (v->opt->words)
+			return check_word(v->opt, v->text, err);
+		return *v->text ? 0 : cli_usage(err, "empty");
 	case CLI_FILE:
 		return *v->text ? 0 : cli_usage(err, "empty");
 	}
@@ -401,6 +432,7 @@ int cli_parse(struct cli *c, int argc, char **argv, struct pr_err *err)
 void cli_release(struct cli *c)
 {
 	pr_conf_free(c->loaded);
+	pr_conf_free(c->consumer_loaded);
 	free(c->values);
 	free(c->args);
 	memset(c, 0, sizeof(*c));

@@ -6,10 +6,12 @@
 
 #include "lib/consumer_conf.h"
 #include "lib/err.h"
+#include "lib/json.h"
 #include "lib/pg.h"
 #include "lib/relay_conf.h"
 
 #include <cjson/cJSON.h>
+#include <librdkafka/rdkafka.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -22,6 +24,7 @@ enum cli_type {
 	CLI_SIZE,     /* "1kB" */
 	CLI_UUID,     /* 8-4-4-4-12 hexadecimal digits */
 	CLI_TIME,     /* RFC 3339 with a zone, or "+10m" from now */
+	CLI_PAST,     /* RFC 3339 with a zone, or "-10m" before now */
 	CLI_PAIR,     /* name=value */
 	CLI_TOPIC,    /* a topic name Kafka accepts */
 	CLI_NAME,     /* an outbox's name: part of topic names and of the transactional id */
@@ -37,7 +40,8 @@ struct cli_opt {
 	const char *doc; /* one sentence or two, no full stop needed by anybody else */
 	const char *def; /* shown in the help; "" when there is none worth showing */
 	int64_t min, max;
-	int many; /* may be given more than once */
+	int many;          /* may be given more than once */
+	const char *words; /* of CLI_STR: "dead retried": one of these; NULL: anything */
 };
 
 struct cli;
@@ -53,8 +57,8 @@ struct cli_verb {
 	const char *json;           /* what --json prints, documented; NULL: no --json */
 	const char *examples;       /* lines: a command, or "# what the next one does" */
 	const struct cli_opt *opts; /* ended by name NULL */
-	int consumer;               /* -c is a consumer's config file, not a relay's */
-	int (*run)(struct cli *c);  /* returns an exit code */
+	int consumer; /* -c is a consumer's config file; otherwise it may be a relay's or a consumer's */
+	int (*run)(struct cli *c); /* returns an exit code */
 };
 
 extern const struct cli_verb cli_verbs[];
@@ -74,8 +78,9 @@ struct cli {
 	int nargs;
 	/* target.c: what -c and the environment said */
 	struct pr_relay_conf conf;
-	struct pr_consumer_conf consumer; /* instead, where the verb says so */
-	struct pr_conf *loaded;           /* NULL without -c */
+	struct pr_conf *loaded; /* NULL without -c of a relay */
+	struct pr_consumer_conf consumer;
+	struct pr_conf *consumer_loaded; /* NULL without -c of a consumer */
 };
 
 /* args.c: -1 with usage errors in err (exit 2). c->verb is set as soon as it is known. */
@@ -124,10 +129,12 @@ int cli_fail(const struct pr_err *err);              /* prints it, returns its e
 int cli_failed(
 	const struct cli *c, const struct pr_err *err);     /* the same, with the usage when it is exit 2 */
 char *cli_count(int64_t n, char *buf);                      /* "1,204,118" into buf[32] */
+char *cli_number(int64_t n, const char *what, char *buf);   /* "1 event", "1,204 events" into buf[64] */
 char *cli_span(double seconds, char *buf);                  /* "3 d 4 h", "12.3 s" into buf[48] */
 void cli_json_int(cJSON *obj, const char *name, int64_t n); /* all digits */
-void cli_json_line(const cJSON *obj);                       /* one line on stdout; takes nothing */
-void cli_json_free_line(cJSON *obj);                        /* the same, then frees it */
+void cli_json_cell(cJSON *obj, const char *name, const PGresult *res, int row, int col, int number);
+void cli_json_line(const cJSON *obj); /* one line on stdout; takes nothing */
+void cli_json_free_line(cJSON *obj);  /* the same, then frees it */
 int cli_flush(int rc); /* rc, or 1 when stdout could not be written; a closed pipe is no error */
 int cli_gone(void);    /* stdout's reader is gone */
 
@@ -139,6 +146,50 @@ struct cli_table {
 };
 void cli_table_add(struct cli_table *t, const char *const *cells); /* copies, makes safe */
 void cli_table_print(struct cli_table *t, FILE *f);                /* and empties it */
+
+/* payload.c */
+void cli_json_indent(struct pr_buf *b, const char *s, size_t n, int compact); /* of what is JSON */
+void cli_lines(FILE *f, const char *s, size_t n, int indent);                 /* safe, line by line */
+void cli_hexdump(FILE *f, const char *s, size_t n, int indent);
+void cli_payload(FILE *f, const char *s, size_t n, size_t most, int indent); /* s NULL: a tombstone */
+
+/* topic.c: a topic as a reader of committed records sees it. */
+struct cli_topic {
+	rd_kafka_t *rk;
+	const char *name; /* borrowed */
+	int partitions;
+	int64_t *lo, *hi; /* first offset and the one behind the last, by partition */
+};
+int cli_topic_open(
+	const struct cli *c, const char *name, struct cli_topic *ret, struct pr_err *err) PR_MUSTCHECK;
+void cli_topic_close(struct cli_topic *t); /* accepts a zeroed one */
+int cli_topic_at(const struct cli *c, const struct cli_topic *t, int64_t wall_us, int64_t *ret,
+	struct pr_err *err) PR_MUSTCHECK;
+/* Every record in [from, to) of each partition; each returns other than 0 to end early. */
+int cli_topic_read(const struct cli *c, const struct cli_topic *t, const int64_t *from, const int64_t *to,
+	int (*each)(void *ctx, const rd_kafka_message_t *m), void *ctx, struct pr_err *err) PR_MUSTCHECK;
+
+/* editor.c */
+int cli_read_file(
+	const char *file, char **ret, size_t *ret_len, struct pr_err *err) PR_MUSTCHECK; /* or "-" */
+int cli_edit(const char *text, size_t len, const char *suffix, char **ret, size_t *ret_len,
+	struct pr_err *err) PR_MUSTCHECK;
+int cli_agreed(const char *question);
+
+/* diff.c: what is different between two texts of safe lines, with three lines around it. */
+void cli_diff(FILE *f, const char *was, const char *is);
+
+/* progress.c: change total, done and failed, then call cli_progress as often as you like. */
+struct cli_progress {
+	const char *what;
+	int64_t total; /* -1: unknown */
+	int64_t done, failed;
+	int64_t started_us, shown_us;
+	int json, bar;
+};
+void cli_progress_begin(const struct cli *c, struct cli_progress *p, const char *what, int64_t total);
+void cli_progress(struct cli_progress *p);
+void cli_progress_end(struct cli_progress *p);
 
 /* target.c: which database, which broker, which relay. */
 int cli_target(struct cli *c, struct pr_err *err) PR_MUSTCHECK; /* loads -c */
@@ -152,6 +203,9 @@ int64_t cli_timeout(const struct cli *c); /* microseconds */
 int cli_connect(struct cli *c, struct pr_pg **ret, struct pr_err *err) PR_MUSTCHECK;
 int cli_connect_outbox(
 	struct cli *c, struct pr_pg **ret, struct pr_err *err) PR_MUSTCHECK; /* and checks it */
+
+const char *cli_group(const struct cli *c);                /* NULL when unknown */
+const struct pr_strs *cli_properties(const struct cli *c); /* librdkafka's, NULL without -c */
 
 /* fetch.c: GET from the relay. *ret_body is malloc'd. -1 with exit 69 when nobody answers. */
 int cli_fetch(const struct cli *c, const char *url, const char *path, int *ret_status, char **ret_body,
@@ -173,6 +227,19 @@ int verb_parked_show(struct cli *c);
 int verb_parked_retry(struct cli *c);
 int verb_parked_skip(struct cli *c);
 int verb_parked_release(struct cli *c);
+int verb_dlq_list(struct cli *c);
+int verb_dlq_show(struct cli *c);
+int verb_dlq_edit(struct cli *c);
+int verb_dlq_retry(struct cli *c);
+int verb_dlq_drop(struct cli *c);
+int verb_dlq_note(struct cli *c);
+int verb_replay_start(struct cli *c);
+int verb_replay_list(struct cli *c);
+int verb_replay_show(struct cli *c);
+int verb_replay_pause(struct cli *c);
+int verb_replay_resume(struct cli *c);
+int verb_replay_cancel(struct cli *c);
+int verb_show_consumers(struct cli *c);
 int verb_pause(struct cli *c);
 int verb_resume(struct cli *c);
 int verb_position_show(struct cli *c);

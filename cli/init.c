@@ -105,7 +105,8 @@ static void report(const struct cli *c, const struct done *d)
 	if (cli_has(c, "json")) {
 		report_json(d);
 	} else {
-		(void)printf("database %s: schemas outbox and inbox are %s (version %lld, %lld partitions ready)\n",
+		(void)printf("database %s: schemas outbox and inbox are %s (version %lld, %lld partitions "
+			     "ready)\n",
 			database,
 			d->migrations == 0            ? "up to date"
 			: d->version == d->migrations ? "installed"

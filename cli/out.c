@@ -289,6 +289,14 @@ char *cli_count(int64_t n, char *buf)
 	return buf;
 }
 
+char *cli_number(int64_t n, const char *what, char *buf)
+{
+	char count[32];
+
+	(void)snprintf(buf, 64, "%s %.28s%s", cli_count(n, count), what, n == 1 ? "" : "s");
+	return buf;
+}
+
 char *cli_span(double s, char *buf)
 {
 	long t = (long)s;
@@ -315,6 +323,19 @@ void cli_json_int(cJSON *obj, const char *name, int64_t n)
 
 	(void)snprintf(buf, sizeof(buf), "%lld", (long long)n);
 	(void)cJSON_AddRawToObject(obj, name, buf);
+}
+
+/* number: a whole number as text, all digits of it. */
+void cli_json_cell(cJSON *obj, const char *name, const PGresult *res, int row, int col, int number)
+{
+	const char *s = PQgetisnull(res, row, col) ? NULL : PQgetvalue(res, row, col);
+
+	if (!s)
+		(void)cJSON_AddNullToObject(obj, name);
+	else if (number)
+		(void)cJSON_AddRawToObject(obj, name, s);
+	else
+		(void)cJSON_AddStringToObject(obj, name, s);
 }
 
 void cli_json_line(const cJSON *obj)

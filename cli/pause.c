@@ -1,44 +1,53 @@
-/* cli/pause.c -- `postrider pause` and `resume`: sets the word in outbox.relay that the
- * relay reads at each turn. Speaks to the database only, so it works while the relay is away. */
+/* cli/pause.c -- `postrider pause` and `resume`: sets the word in outbox.relay, or in
+ * inbox.consumer for a group, that the relay or the consumers read at each turn. Speaks to the
+ * database only, so it works while they are away. */
 #include "cli/cli.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#define SINCE "to_char(paused_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), paused_by "
 
 static void report(const struct cli *c, int changed, const char *since, const char *by)
 {
 	cJSON *o;
 
 	if (!cli_has(c, "json")) {
-		if (since)
+		if (since) {
+			char *safe = cli_safe_str(by ? by : "unknown");
+
 			(void)printf("%s since %s, by %s\n", changed ? "paused" : "was paused already,",
-				since, by ? by : "unknown");
-		else
+				since, safe);
+			free(safe);
+		} else {
 			(void)printf("%s\n", changed ? "resumed" : "was not paused");
+		}
 		return;
 	}
 	o = cJSON_CreateObject();
 	(void)cJSON_AddBoolToObject(o, "paused", since != NULL);
 	(void)cJSON_AddItemToObject(o, "since", since ? cJSON_CreateString(since) : cJSON_CreateNull());
 	(void)cJSON_AddBoolToObject(o, "changed", changed);
+	if (cli_group(c))
+		(void)cJSON_AddStringToObject(o, "group", cli_group(c));
 	cli_json_free_line(o);
 }
 
 static int switch_to(struct cli *c, const char *function)
 {
-	char *sql = pr_asprintf("SELECT outbox.%s()", function);
+	const char *group = cli_group(c), *now_sql;
+	char *sql = pr_asprintf("SELECT %s.%s(%s)", group ? "inbox" : "outbox", function, group ? "$1" : "");
 	struct pr_err err = { 0 };
 	struct pr_pg *pg = NULL;
 	PGresult *done = NULL, *now = NULL;
-	int rc;
+	int rc, n = group != NULL;
 
-	if (cli_connect_outbox(c, &pg, &err) < 0 || !(done = pr_pg_exec(pg, sql, 0, NULL, &err)) ||
-		!(now = pr_pg_exec(pg,
-			  "SELECT to_char(paused_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), "
-			  "paused_by "
-			  "FROM outbox.relay",
-			  0, NULL, &err))) {
-		if (strcmp(err.code, "55000") == 0) /* no relay has run on this outbox yet */
+	now_sql = group ? "SELECT " SINCE "FROM inbox.consumer WHERE \"group\" = $1"
+			: "SELECT " SINCE "FROM outbox.relay";
+	if (cli_connect_outbox(c, &pg, &err) < 0 || !(done = pr_pg_exec(pg, sql, n, &group, &err)) ||
+		!(now = pr_pg_exec(pg, now_sql, n, &group, &err))) {
+		if (strcmp(err.code, "55000") ==
+			0) /* no relay, or no consumer of the group, has run here yet */
 			err.exit = PR_EX_REFUSED;
 		rc = cli_fail(&err);
 		goto out;

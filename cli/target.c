@@ -1,13 +1,16 @@
-/* cli/target.c -- which database, which broker and which relay a verb speaks to:
- * the option, then the file of -c, then the environment, then libpq's own defaults.
- * Refuses a database without our schema, with the command that makes one. */
+/* cli/target.c -- which database, which broker, which relay or group a verb speaks to: the
+ * option, then the file of -c (a relay's or a consumer's), then the environment, then libpq's
+ * own defaults. Refuses a database without our schema, with the command that makes one. */
 #include "cli/cli.h"
 #include "lib/clock.h"
 #include "lib/kafka.h"
 #include "lib/migrate.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define DEFAULT_URL "http://127.0.0.1:9470"
 
@@ -27,6 +30,40 @@ static const char *env(const char *name)
 	return s && *s ? s : NULL;
 }
 
+/* A consumer's file has a group, which a relay's must not have. What cannot be read is left to the parser,
+ * which says why. */
+static int is_consumer_file(const char *file)
+{
+	char text[65536];
+	struct stat st;
+	int fd = open(file, O_RDONLY | O_NONBLOCK | O_CLOEXEC), found = 0;
+	ssize_t n =
+		fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? read(fd, text, sizeof(text) - 1) : 0;
+
+	if (fd >= 0)
+		(void)close(fd);
+	text[n > 0 ? n : 0] = '\0';
+	for (char *line = text, *end; *line && !found; line = end + (*end == '\n')) {
+		end = line + strcspn(line, "\n");
+		line += strspn(line, " \t");
+		found = strncmp(line, "group", 5) == 0 && strchr("=: \t", line[5]) && line < end;
+	}
+	return found;
+}
+
+static int load(struct cli *c, const char *file, const char *const *set, size_t n, struct pr_err *err)
+{
+	if (c->verb->consumer || is_consumer_file(file)) {
+		if (pr_conf_load(file, pr_consumer_options, &c->consumer, set, n, &c->consumer_loaded, err) <
+			0)
+			return -1;
+		return pr_consumer_conf_validate(&c->consumer, c->consumer_loaded, err);
+	}
+	if (pr_conf_load(file, pr_relay_options, &c->conf, set, n, &c->loaded, err) < 0)
+		return -1;
+	return pr_relay_conf_validate(&c->conf, c->loaded, err);
+}
+
 int cli_target(struct cli *c, struct pr_err *err)
 {
 	const char *file = option(c, "config"), **set;
@@ -40,15 +77,9 @@ int cli_target(struct cli *c, struct pr_err *err)
 	set = pr_calloc((size_t)c->nvalues + 1, sizeof(*set));
 	while ((set[n] = cli_nth(c, "set", n)))
 		n++;
-	if (c->verb->consumer)
-		rc = pr_conf_load(file, pr_consumer_options, &c->consumer, set, (size_t)n, &c->loaded, err);
-	else
-		rc = pr_conf_load(file, pr_relay_options, &c->conf, set, (size_t)n, &c->loaded, err);
+	rc = load(c, file, set, (size_t)n, err);
 	free(set);
-	if (rc < 0)
-		return -1;
-	return c->verb->consumer ? pr_consumer_conf_validate(&c->consumer, c->loaded, err)
-				 : pr_relay_conf_validate(&c->conf, c->loaded, err);
+	return rc;
 }
 
 const char *cli_conninfo(const struct cli *c)
@@ -57,8 +88,10 @@ const char *cli_conninfo(const struct cli *c)
 
 	if (s)
 		return s;
-	if (c->loaded)
-		return c->verb->consumer ? c->consumer.database.conninfo : c->conf.source.conninfo;
+	if (c->loaded && c->conf.source.conninfo)
+		return c->conf.source.conninfo;
+	if (c->consumer_loaded && c->consumer.database.conninfo)
+		return c->consumer.database.conninfo;
 	s = env("POSTRIDER_CONNINFO");
 	return s ? s : "";
 }
@@ -75,9 +108,25 @@ const char *cli_brokers(const struct cli *c)
 
 	if (s)
 		return s;
-	if (!c->loaded)
-		return env("POSTRIDER_BROKERS");
-	return c->verb->consumer ? c->consumer.kafka.brokers : c->conf.kafka.brokers;
+	if (c->consumer_loaded)
+		return c->consumer.kafka.brokers;
+	return c->loaded ? c->conf.kafka.brokers : env("POSTRIDER_BROKERS");
+}
+
+const struct pr_strs *cli_properties(const struct cli *c)
+{
+	if (c->consumer_loaded)
+		return &c->consumer.kafka.properties;
+	return c->loaded ? &c->conf.kafka.properties : NULL;
+}
+
+const char *cli_group(const struct cli *c)
+{
+	const char *s = option(c, "group");
+
+	if (s)
+		return s;
+	return c->consumer_loaded ? c->consumer.group : NULL;
 }
 
 const char *cli_name(const struct cli *c)
@@ -119,8 +168,10 @@ char *cli_url(const struct cli *c)
 	const char *s = option(c, "url");
 	char *url;
 
-	if (!s && c->loaded)
-		return url_of_listen(c->verb->consumer ? c->consumer.http.listen : c->conf.http.listen);
+	if (!s && c->loaded && c->conf.http.listen)
+		return url_of_listen(c->conf.http.listen);
+	if (!s && c->consumer_loaded && c->consumer.http.listen)
+		return url_of_listen(c->consumer.http.listen);
 	if (!s)
 		s = env("POSTRIDER_URL");
 	url = pr_strdup(s ? s : DEFAULT_URL);

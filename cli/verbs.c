@@ -10,9 +10,10 @@
 	{ .name = "json", .type = CLI_FLAG, .doc = "print JSON with stable fields instead of text" }
 #define CONFIG \
 	{ .name = "config", .letter = 'c', .arg = "FILE", .type = CLI_FILE, \
-	  .doc = "the relay's config file: database, brokers, name and address are taken from it" }, \
+	  .doc = "the config file of the relay, or of a consumer: database, brokers, name or group, and address " \
+		 "are taken from it" }, \
 	{ .name = "set", .letter = 'o', .arg = "KEY=VALUE", .type = CLI_PAIR, .many = 1, \
-	  .doc = "override one key of the config file, as the relay's -o does" }
+	  .doc = "override one key of the config file, as the daemons' -o does" }
 #define DATABASE \
 	CONFIG, \
 	{ .name = "conninfo", .arg = "CONNINFO", .type = CLI_CONNINFO, \
@@ -39,6 +40,32 @@
 #define KEYS \
 	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC, .doc = "the topic" }, \
 	{ .name = "key", .letter = 'k', .arg = "KEY", .type = CLI_STR, .doc = "the key (aggregateid)" }
+#define BROKERS \
+	{ .name = "brokers", .arg = "HOST:PORT,...", .type = CLI_STR, \
+	  .doc = "Kafka's bootstrap servers", .def = "-c's, else $POSTRIDER_BROKERS" }
+#define GROUP(text) \
+	{ .name = "group", .letter = 'g', .arg = "GROUP", .type = CLI_STR, .doc = text, .def = "-c's" }
+#define FILTER \
+	GROUP("only of this consumer group"), \
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC, \
+	  .doc = "only messages that came from this topic" }, \
+	{ .name = "type", .letter = 'T', .arg = "TYPE", .type = CLI_STR, .doc = "only messages of this type" }, \
+	{ .name = "cause", .arg = "CAUSE", .type = CLI_STR, .doc = "only of this cause, as `dlq list` names it" }, \
+	{ .name = "class", .arg = "CLASS", .type = CLI_STR, \
+	  .doc = "only failures of this class: sqlstate, http, exit, reply, decode, timeout, crash" }, \
+	{ .name = "code", .arg = "CODE", .type = CLI_STR, \
+	  .doc = "only failures with this code; * at the end matches any rest: \"23*\"" }, \
+	{ .name = "since", .arg = "TIME", .type = CLI_PAST, \
+	  .doc = "only those buried since then: RFC 3339 with a zone, or before now, \"-10m\"" }, \
+	{ .name = "until", .arg = "TIME", .type = CLI_PAST, .doc = "only those buried before then" }
+#define NOTE \
+	{ .name = "note", .arg = "TEXT", .type = CLI_STR, .doc = "why: kept with it" }
+#define PROGRESS \
+	{ .name = "progress", .arg = "json", .type = CLI_STR, .words = "json", \
+	  .doc = "JSON lines on standard output while it works: progress, total, done, failed, seconds, per_second, " \
+		 "eta_seconds; without it a terminal gets a bar" }
+#define WATCH(text) \
+	{ .name = "watch", .letter = 'w', .type = CLI_FLAG, .doc = text }
 #define OPTIONS(...) (const struct cli_opt[]){ __VA_ARGS__, HELP, { .name = NULL } }
 
 #define SET_UP "Set up"
@@ -196,20 +223,22 @@ const struct cli_verb cli_verbs[] = {
 	WAIT, DRY_RUN, DATABASE, JSON, TIMEOUT) },
 
 { .name = "pause", .group = RELAY, .args = "", .run = verb_pause,
-  .does = "make the relay stop publishing; committed events wait",
+  .does = "make the relay stop publishing, or a consumer group stop handling",
   .doc =
   "Services go on writing and the lag grows: status and the alerts say so. The pause is kept in the "
-  "database and outlives a restart of the relay.",
-  .json = "object: paused, since (RFC 3339 or null), changed",
-  .examples = "postrider pause -c relay.cfg",
-  .opts = OPTIONS(DATABASE, JSON, TIMEOUT) },
+  "database and outlives a restart of the relay.\n\n"
+  "With --group (or the -c of a consumer) that group is paused instead: its members keep their partitions and "
+  "handle nothing.",
+  .json = "object: paused, since (RFC 3339 or null), changed, group (when one was meant)",
+  .examples = "postrider pause -c relay.cfg\npostrider pause --group seat --conninfo dbname=seat",
+  .opts = OPTIONS(GROUP("this consumer group, not the relay"), DATABASE, JSON, TIMEOUT) },
 
 { .name = "resume", .group = RELAY, .args = "", .run = verb_resume,
-  .does = "let a paused relay go on where it stopped",
-  .doc = "Ends `postrider pause`. Nothing is lost or sent twice by a pause.",
-  .json = "object: paused, since (RFC 3339 or null), changed",
-  .examples = "postrider resume -c relay.cfg",
-  .opts = OPTIONS(DATABASE, JSON, TIMEOUT) },
+  .does = "let a paused relay or consumer group go on where it stopped",
+  .doc = "Ends `postrider pause`. Nothing is lost or done twice by a pause.",
+  .json = "object: paused, since (RFC 3339 or null), changed, group (when one was meant)",
+  .examples = "postrider resume -c relay.cfg\npostrider resume --group seat --conninfo dbname=seat",
+  .opts = OPTIONS(GROUP("this consumer group, not the relay"), DATABASE, JSON, TIMEOUT) },
 
 { .name = "position show", .group = RELAY, .args = "", .run = verb_position_show,
   .does = "how far the relay has come, and whether this database is the one it means",
@@ -260,6 +289,204 @@ const struct cli_verb cli_verbs[] = {
 	  .doc = "publish again from this event number on" },
 	YES, DRY_RUN, DATABASE, KAFKA, JSON, TIMEOUT) },
 
+{ .name = "show consumers", .group = CONSUMER, .args = "", .run = verb_show_consumers,
+  .does = "the consumer groups of a database: where they stand, what they hold back",
+  .doc =
+  "One part for each group that has run on this database: partitions with the epoch of their owner, lanes and "
+  "next offset; keys held back; dead letters; whether it is paused. With brokers also how many records each "
+  "partition is behind. NEXT is the lowest of a partition's lanes.",
+  .json = "one object a line: group, paused, paused_since, paused_by, lanes_wanted, parked_events, parked_keys, "
+          "parked_oldest_seconds, retrying, dead_letters, dead_oldest_seconds, replays, moved_seconds, lag (records, "
+          "null without brokers), partitions [{topic, partition, epoch, lane_count, next_offset (-1: nothing yet), "
+          "lanes [next offsets], end_offset, lag, moved_seconds}]",
+  .examples =
+  "postrider show consumers -c consumer.cfg\n"
+  "postrider show consumers --conninfo dbname=seat --brokers 127.0.0.1:9092 --json",
+  .opts = OPTIONS(GROUP("only this one"), DATABASE, BROKERS, JSON, TIMEOUT) },
+
+{ .name = "dlq list", .group = CONSUMER, .args = "", .run = verb_dlq_list,
+  .does = "messages that were given up on, grouped by cause",
+  .doc =
+  "A cause is a group, a class and code of failure, and a reason without what differs from one message to the "
+  "next (numbers, ids, quoted values). One line per cause, the most frequent first; --all shows the dead letters "
+  "one by one.\n\n"
+  "--from-topic reads a dead-letter topic instead of the database, one that Spring (kafka_dlt-*) or Kafka Connect "
+  "(__connect.errors.*) wrote too. It is read from end to end; an entry is then partition:offset, the class is "
+  "spring, connect or unknown, the code the exception.",
+  .json = "one object a line. By cause: cause, group, class, code, reason (without what differs), count, oldest, "
+          "newest (RFC 3339), oldest_entry, example_entry, example_reason, topics. With --all: entry, group, topic, "
+          "partition, offset, key, id, type, class, code, reason, attempts, buried_at, state, note, cause; of a "
+          "topic without attempts, state and note",
+  .examples =
+  "postrider dlq list -c consumer.cfg\n"
+  "postrider dlq list -g seat --class sqlstate --code '23*' --all\n"
+  "postrider dlq list --from-topic orders-dlt --brokers 127.0.0.1:9092",
+  .opts = OPTIONS(FILTER,
+	{ .name = "all", .letter = 'a', .type = CLI_FLAG, .doc = "one by one instead of by cause" },
+	{ .name = "state", .arg = "STATE", .type = CLI_STR, .words = "dead retrying retried dropped any", .def = "dead",
+	  .doc = "those in this state: dead, retrying, retried, dropped, or any" },
+	{ .name = "limit", .letter = 'l', .arg = "N", .type = CLI_INT, .min = 1, .max = 1000000, .def = "100",
+	  .doc = "with --all, at most so many" },
+	{ .name = "from-topic", .arg = "TOPIC", .type = CLI_TOPIC, .doc = "read this dead-letter topic" },
+	DATABASE, BROKERS, JSON, TIMEOUT) },
+
+{ .name = "dlq show", .group = CONSUMER, .args = "ENTRY", .min_args = 1, .max_args = 1, .run = verb_dlq_show,
+  .does = "one dead letter: headers, payload, failure and history",
+  .doc =
+  "The payload is indented when it is JSON, and dumped in hexadecimal when it is not. The history names every act: "
+  "what, when, by whom, before and after.",
+  .json = "object: entry, group, topic, partition, offset, key, id, message_id, type, class, code, reason, attempts, "
+          "state, edited_from, edited_to, note, time (of the record), first_failed_at, buried_at, published_at, headers, "
+          "payload (or payload_base64), history [{at, by, what, detail}]",
+  .examples = "postrider dlq show 17\npostrider dlq show 17 --raw > payload",
+  .opts = OPTIONS(
+	{ .name = "raw", .type = CLI_FLAG, .doc = "write the payload's bytes and nothing else" },
+	DATABASE, JSON, TIMEOUT) },
+
+{ .name = "dlq edit", .group = CONSUMER, .args = "ENTRY", .min_args = 1, .max_args = 1, .run = verb_dlq_edit,
+  .does = "mend a dead letter's payload, headers or key; makes a new one",
+  .doc =
+  "Shows the difference and makes a new dead letter with an id of its own: for the group it is another message. "
+  "The old one is dropped, each names the other, and both have it in their history. Nothing is handled before "
+  "`postrider dlq retry`.\n\n"
+  "Without any of --payload, --header, --no-header and --key, on a terminal, $VISUAL or $EDITOR opens with the "
+  "payload, and you are asked before anything is done.",
+  .json = "object: entry, changed, made (the new entry or null), id (its id or null)",
+  .examples =
+  "postrider dlq edit 17\n"
+  "postrider dlq show 17 --raw | sed s/EURO/EUR/ | postrider dlq edit 17 --payload -\n"
+  "postrider dlq edit 17 --header region=eu --dry-run",
+  .opts = OPTIONS(
+	{ .name = "payload", .letter = 'f', .arg = "FILE", .type = CLI_FILE,
+	  .doc = "the new payload is in this file; \"-\" is standard input" },
+	{ .name = "header", .letter = 'H', .arg = "NAME=VALUE", .type = CLI_PAIR, .many = 1,
+	  .doc = "set a header" },
+	{ .name = "no-header", .arg = "NAME", .type = CLI_STR, .many = 1, .doc = "take a header away" },
+	{ .name = "key", .letter = 'k', .arg = "KEY", .type = CLI_STR, .doc = "another key" },
+	{ .name = "bytes", .type = CLI_FLAG, .doc = "the payload was JSON and need not be any more" },
+	{ .name = "yes", .letter = 'y', .type = CLI_FLAG, .doc = "after the editor, do not ask" },
+	DRY_RUN, DATABASE, JSON, TIMEOUT) },
+
+{ .name = "dlq retry", .group = CONSUMER, .args = "[ENTRY]...", .max_args = 1000, .run = verb_dlq_retry,
+  .does = "give dead letters back to their group: one, a canary first, or all",
+  .doc =
+  "Names entries, or all that a filter finds (--all). The members of the group try them, beside the live messages, "
+  "at the rate given; this command watches. Those that fail again become new dead letters.\n\n"
+  "--canary gives back one, waits for its end, and goes on with the others only when it got through.\n\n"
+  "It may be stopped at any time: the same command goes on with what is still dead. Exit status 0: all got "
+  "through. 1: some failed again, or were not begun. 69: the group does not act.",
+  .json = "object: chosen, retried, failed, dropped (by others, meanwhile), waiting (given back, not ended), left (not "
+          "begun), canary (retried, failed, waiting or null), failures (the first 20) [{entry, dead_letter, "
+          "failure, reason}]. With --dry-run what `dlq list` prints",
+  .examples =
+  "postrider dlq retry 17\n"
+  "postrider dlq retry --canary --cause 3f2a9c01 --rate 50\n"
+  "postrider dlq retry --all -g seat --dry-run",
+  .opts = OPTIONS(
+	{ .name = "all", .letter = 'a', .type = CLI_FLAG, .doc = "all that the filter finds; without one, all there are" },
+	{ .name = "canary", .type = CLI_FLAG, .doc = "one first, the others when it got through" },
+	{ .name = "rate", .letter = 'r', .arg = "N", .type = CLI_INT, .min = 1, .max = 100000, .def = "100",
+	  .doc = "at most so many a second" },
+	{ .name = "wait", .arg = "TIME", .type = CLI_DURATION, .min = 0, .max = 3600 * PR_SEC, .def = "30s",
+	  .doc = "give up watching when none has ended for this long; \"0s\" gives all back and returns" },
+	FILTER, DRY_RUN, PROGRESS, DATABASE, JSON, TIMEOUT) },
+
+{ .name = "dlq drop", .group = CONSUMER, .args = "[ENTRY]...", .max_args = 1000, .run = verb_dlq_drop,
+  .does = "give dead letters up for good",
+  .doc =
+  "Names entries, or all that a filter finds (--all). They stay to be read, with who dropped them and why, and are "
+  "never tried again.",
+  .json = "object: dropped. With --dry-run what `dlq list` prints",
+  .examples =
+  "postrider dlq drop 17 --note 'a test order' --yes\n"
+  "postrider dlq drop --all --cause 3f2a9c01 --dry-run",
+  .opts = OPTIONS(
+	{ .name = "all", .letter = 'a', .type = CLI_FLAG, .doc = "all that the filter finds; without one, all there are" },
+	NOTE, FILTER, YES, DRY_RUN, PROGRESS, DATABASE, JSON, TIMEOUT) },
+
+{ .name = "dlq note", .group = CONSUMER, .args = "ENTRY TEXT", .min_args = 2, .max_args = 2, .run = verb_dlq_note,
+  .does = "write beside a dead letter what is known of it",
+  .doc = "Takes the place of the note before; an empty text removes it. The history keeps all of them.",
+  .json = "object: entry",
+  .examples = "postrider dlq note 17 'the seat was sold twice, ticket 4711'",
+  .opts = OPTIONS(DATABASE, JSON, TIMEOUT) },
+
+{ .name = "replay start", .group = CONSUMER, .args = "", .run = verb_replay_start,
+  .does = "read a range of a topic again, through the same handler",
+  .doc =
+  "Makes a job; the members of the group read the range beside their live messages, into the same memory of ids: "
+  "what was handled once is suppressed, what was missed is handled. It survives restarts.\n\n"
+  "The range is one of: times (the record's), offsets of one partition, numbers of outbox events (header "
+  "outbox-seq; the topic is searched for them), or --all that the topic still has. What the group has not come to "
+  "yet is left out.\n\n"
+  "Records that are older than the ids the group still knows, or any of a group with dedupe = \"offset\" (give its "
+  "-c), would be handled a second time: that needs --yes.",
+  .json = "object: job (null with --dry-run), group, topic, records, partitions [{partition, from_offset, to_offset}]; with "
+          "--watch that of `replay show`",
+  .examples =
+  "postrider replay start -c consumer.cfg --from-time -2h --dry-run\n"
+  "postrider replay start -c consumer.cfg -t outbox.event.order --from-offset 1200 --to-offset 1300 --partition 0\n"
+  "postrider replay start -c consumer.cfg --from-id 88000 --to-id 91000 --watch",
+  .opts = OPTIONS(GROUP("the consumer group"),
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC, .doc = "the topic", .def = "-c's only one" },
+	{ .name = "partition", .letter = 'p', .arg = "N", .type = CLI_INT, .max = 1000000, .many = 1,
+	  .doc = "only this partition" },
+	{ .name = "all", .letter = 'a', .type = CLI_FLAG, .doc = "everything the topic still has" },
+	{ .name = "from-time", .arg = "TIME", .type = CLI_PAST,
+	  .doc = "records since then: RFC 3339 with a zone, or before now, \"-2h\"" },
+	{ .name = "to-time", .arg = "TIME", .type = CLI_PAST, .doc = "records before then", .def = "no end" },
+	{ .name = "from-offset", .arg = "N", .type = CLI_INT, .max = INT64_MAX, .doc = "this offset and those behind it" },
+	{ .name = "to-offset", .arg = "N", .type = CLI_INT, .max = INT64_MAX,
+	  .doc = "offsets below this one", .def = "no end" },
+	{ .name = "from-id", .arg = "N", .type = CLI_INT, .min = 1, .max = INT64_MAX,
+	  .doc = "outbox events with this number and above" },
+	{ .name = "to-id", .arg = "N", .type = CLI_INT, .min = 1, .max = INT64_MAX,
+	  .doc = "outbox events through this number", .def = "no end" },
+	NOTE, WATCH("follow the job until it has ended"), YES, DRY_RUN, PROGRESS, DATABASE, BROKERS, JSON, TIMEOUT) },
+
+{ .name = "replay list", .group = CONSUMER, .args = "", .run = verb_replay_list,
+  .does = "replay jobs, the newest first",
+  .doc = "DONE is how much of the range was read; HANDLED had an effect, DUPLICATES were known already.",
+  .json = "one object a line: job, group, topic, state (running, paused, done, cancelled, failed), records, done, handled, "
+          "duplicates, made_at, made_by, changed_at, changed_by, note",
+  .examples = "postrider replay list --state running",
+  .opts = OPTIONS(GROUP("only of this one"),
+	{ .name = "state", .arg = "STATE", .type = CLI_STR, .words = "running paused done cancelled failed",
+	  .doc = "only in this state: running, paused, done, cancelled, failed" },
+	{ .name = "limit", .letter = 'l', .arg = "N", .type = CLI_INT, .min = 1, .max = 1000000, .def = "100",
+	  .doc = "at most so many" },
+	DATABASE, JSON, TIMEOUT) },
+
+{ .name = "replay show", .group = CONSUMER, .args = "JOB", .min_args = 1, .max_args = 1, .run = verb_replay_show,
+  .does = "one replay job, partition by partition",
+  .doc = "--watch follows it until it has ended; Ctrl-C ends the watching, not the job. Exit status 1: it failed or was "
+         "cancelled.",
+  .json = "object: as `replay list`, and partitions [{topic, partition, from_offset, to_offset, next_offset, handled, "
+          "duplicates}]",
+  .examples = "postrider replay show 3\npostrider replay show 3 --watch",
+  .opts = OPTIONS(WATCH("until it has ended"), PROGRESS, DATABASE, JSON, TIMEOUT) },
+
+{ .name = "replay pause", .group = CONSUMER, .args = "JOB", .min_args = 1, .max_args = 1, .run = verb_replay_pause,
+  .does = "let a replay job rest; the group's live messages go on",
+  .doc = "`postrider replay resume` goes on where it stopped.",
+  .json = "object: as `replay show`",
+  .examples = "postrider replay pause 3",
+  .opts = OPTIONS(DATABASE, JSON, TIMEOUT) },
+
+{ .name = "replay resume", .group = CONSUMER, .args = "JOB", .min_args = 1, .max_args = 1, .run = verb_replay_resume,
+  .does = "go on with a paused or failed replay job",
+  .doc = "It goes on where it stopped.",
+  .json = "object: as `replay show`",
+  .examples = "postrider replay resume 3",
+  .opts = OPTIONS(DATABASE, JSON, TIMEOUT) },
+
+{ .name = "replay cancel", .group = CONSUMER, .args = "JOB", .min_args = 1, .max_args = 1, .run = verb_replay_cancel,
+  .does = "end a replay job before its end",
+  .doc = "What it has handled stays handled. A cancelled job cannot be resumed: start another one.",
+  .json = "object: as `replay show`",
+  .examples = "postrider replay cancel 3 --yes",
+  .opts = OPTIONS(YES, DRY_RUN, DATABASE, JSON, TIMEOUT) },
+
 { .name = "explain-error", .group = CONSUMER, .args = "CODE", .min_args = 1, .max_args = 1, .consumer = 1,
   .run = verb_explain_error,
   .does = "what a consumer would do about a failure, and which rule says so",
@@ -279,7 +506,6 @@ const struct cli_verb cli_verbs[] = {
 	{ .name = "set", .letter = 'o', .arg = "KEY=VALUE", .type = CLI_PAIR, .many = 1,
 	  .doc = "override one key of the config file, as the consumer's -o does" },
 	JSON) },
-
 { .name = "bench", .group = TRY, .args = "", .run = verb_bench,
   .does = "write a load into the outbox and time the way to Kafka",
   .doc =
