@@ -11,9 +11,10 @@
  * Only a 2xx whose body breaks off or is late counts as no answer, for then the receiver may have died.
  *
  * Once a request got no answer at all, nothing new is begun in that run: with the receiver down or
- * hanging, a run of thousands of keys ends after one timeout. What was not tried is left as "behind", and so
- * is what was under way when the consumer is told to stop: that is no failed try, and must not be the one
- * that makes a dead letter. */
+ * hanging, a run of thousands of keys ends after one timeout. Nor is it after ROUND, so that a slow receiver
+ * keeps the lane from its other duties for a moment only. What was not tried is left as "behind", and so is
+ * what was under way when the consumer is told to stop: that is no failed try, and must not be the one that
+ * makes a dead letter. */
 #include "consumers/handler.h"
 #include "consumers/outcome.h"
 #include "consumers/webhook_sign.h"
@@ -33,8 +34,9 @@
 #define CONNECT_MAX_US  (10 * PR_SEC)     /* half of handler.timeout, but no longer */
 #define CONNECTION_LIFE 300L              /* seconds; then the name is looked up again */
 #define RETRY_AFTER_MAX (3600LL * PR_SEC) /* whoever asks for more gets this */
-#define WAIT_MS         10000             /* libcurl shortens it to its own deadlines */
-#define ID_SIZE         320               /* a topic's name is at most 249 bytes */
+#define ROUND           (2 * PR_SEC) /* what was handled is recorded so often, however slow the receiver is */
+#define WAIT_MS         10000        /* libcurl shortens it to its own deadlines */
+#define ID_SIZE         320          /* a topic's name is at most 249 bytes */
 #define NONE            SIZE_MAX
 
 /* One of `concurrency` requests; its buffers are used again and again. */
@@ -73,7 +75,8 @@ struct plan {
 	unsigned char *state; /* WAITS until the one before it is handled */
 	size_t from;          /* all before it were begun */
 	size_t flying;
-	int silent; /* a request got no answer */
+	int silent;       /* a request got no answer */
+	int64_t until_us; /* nothing is begun from then on */
 };
 
 /* ---------------------------------------------------------------- configuration */
@@ -566,7 +569,7 @@ static void plan_keys(struct plan *p)
 /* The first one that may go, so that one request at a time keeps the order of offsets. */
 static size_t pick(struct plan *p)
 {
-	if (p->silent)
+	if (p->silent || pr_mono_us() >= p->until_us)
 		return NONE;
 	while (p->from < p->n && p->state[p->from] >= FLYING)
 		p->from++;
@@ -663,7 +666,7 @@ static void settle(struct handler *h, struct plan *p)
 static int http_run(struct handler *h, struct pr_pg *pg, enum op op, struct message *const *m, size_t n,
 	struct outcome *out, struct pr_err *err)
 {
-	struct plan p = { .op = op, .m = m, .out = out, .n = n };
+	struct plan p = { .op = op, .m = m, .out = out, .n = n, .until_us = pr_mono_us() + ROUND };
 
 	(void)pg;
 	(void)err;

@@ -169,6 +169,8 @@ static int serve_path(int fd, const char *path, const char *body)
 		early_hints(fd);
 	else if (strcmp(path, "/redirect") == 0)
 		answer(fd, 302, "Location: /do\r\n", "");
+	else if (strcmp(path, "/gzip") == 0)
+		answer(fd, 500, "Content-Encoding: gzip\r\n", "not gzip at all");
 	else if (strcmp(path, "/close-later") == 0) {
 		answer(fd, 200, "", "fine");
 		return 0; /* as if it were kept, then it is gone */
@@ -704,6 +706,16 @@ static void a_failures_body_is_shown_as_text(void **state)
 	assert_non_null(strstr(out.text, "answers 500: said   ? so"));
 }
 
+/* Nothing is unpacked: a small answer cannot become a large one. */
+static void a_packed_answer_stays_packed(void **state)
+{
+	struct outcome out = get("/gzip");
+
+	(void)state;
+	expect(&out, PR_FAIL_HTTP, "500");
+	assert_non_null(strstr(out.text, "answers 500: not gzip at all"));
+}
+
 static void a_redirect_is_not_followed(void **state)
 {
 	struct outcome out = get("/redirect");
@@ -1109,6 +1121,29 @@ static void a_dead_receiver_is_not_asked_again(void **state)
 	rig_free(r);
 }
 
+/* Hundreds of slow answers: the run ends after a moment with those it has, and each was asked once. */
+static void a_slow_receiver_is_asked_in_rounds(void **state)
+{
+	struct rig *r = rig_new("/do");
+	int64_t since = pr_mono_us();
+	size_t done = 0;
+
+	(void)state;
+	r->conf.handler.concurrency = 2;
+	rig_open(r);
+	for (size_t i = 0; i < MESSAGES; i++)
+		add(r, NULL, "{\"wait\":100}");
+	run(r);
+	assert_true(pr_mono_us() - since < 4 * PR_SEC);
+	while (done < MESSAGES && r->out[done].cls == PR_FAIL_NONE)
+		done++;
+	assert_true(done >= 4);
+	assert_int_equal(server.n, done);
+	for (size_t i = done; i < MESSAGES; i++)
+		expect(&r->out[i], PR_FAIL_REPLY, "behind");
+	rig_free(r);
+}
+
 static void *wake_when_asked(void *arg)
 {
 	struct rig *r = arg;
@@ -1239,6 +1274,7 @@ int main(void)
 		cmocka_unit_test_setup(a_large_message, forget),
 		cmocka_unit_test_setup(statuses, forget),
 		cmocka_unit_test_setup(a_failures_body_is_shown_as_text, forget),
+		cmocka_unit_test_setup(a_packed_answer_stays_packed, forget),
 		cmocka_unit_test_setup(a_redirect_is_not_followed, forget),
 		cmocka_unit_test_setup(retry_after, forget),
 		cmocka_unit_test_setup(retry_after_is_forgotten, forget),
@@ -1257,6 +1293,7 @@ int main(void)
 		cmocka_unit_test_setup(one_at_a_time_goes_by_offset, forget),
 		cmocka_unit_test_setup(a_failure_keeps_its_key_back, forget),
 		cmocka_unit_test_setup(a_dead_receiver_is_not_asked_again, forget),
+		cmocka_unit_test_setup(a_slow_receiver_is_asked_in_rounds, forget),
 		cmocka_unit_test_setup(told_to_stop_it_stops_at_once, forget),
 		cmocka_unit_test_setup(an_instance_survives_everything, forget),
 		cmocka_unit_test_setup(bad_config_is_refused, forget),
