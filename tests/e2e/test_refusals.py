@@ -187,7 +187,7 @@ SCHEMAS = {
     "newer": ("INSERT INTO outbox.schema_version (number, name) VALUES (999, '0999_later')", ["newer", "0999_later"]),
     "older": ("DELETE FROM outbox.schema_version WHERE number = (SELECT max(number) FROM outbox.schema_version)",
               ["older|not installed|half", "postrider init|apply"]),
-    "half": ("UPDATE outbox.schema_version SET number = 999", ["half upgraded|newer|not ours"]),
+    "half": ("UPDATE outbox.schema_version SET number = 999 WHERE number = 1", ["half upgraded|newer|not ours"]),
     "renamed": ("UPDATE outbox.schema_version SET name = 'other'", ["not ours|half"]),
 }
 
