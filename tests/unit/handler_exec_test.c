@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -715,23 +714,29 @@ static void a_wake_ends_it(void **state)
 /* What a run that was given up had asked is not answered in the next one. */
 static void after_a_wake_another_process(void **state)
 {
-	int wake = eventfd(0, 0);
-	uint64_t n = 1;
+	struct itimerspec in = { .it_value = { .tv_nsec = 100 * 1000 * 1000 } };
+	int timer = timerfd_create(CLOCK_MONOTONIC, 0);
+	uint64_t n;
 
 	(void)state;
-	open_worker("plain", wake);
+	assert_true(timer >= 0);
+	open_worker("plain", timer);
 	add("a", "fine");
 	(void)run();
 	all_handled();
-	assert_int_equal(write(wake, &n, sizeof(n)), sizeof(n));
+	list[0]->payload = "\"hang\"";
+	assert_int_equal(timerfd_settime(timer, 0, &in, NULL), 0);
 	(void)run();
 	is_outcome(0, PR_FAIL_REPLY, "behind");
-	assert_int_equal(read(wake, &n, sizeof(n)), sizeof(n));
+	assert_int_equal(read(timer, &n, sizeof(n)), sizeof(n));
+	forget();
+	add("a", "fine");
 	(void)run();
 	all_handled();
+	assert_true(worker_pid(1) != worker_pid(0));
 	handler_exec.close(h);
 	h = NULL;
-	(void)close(wake);
+	(void)close(timer);
 }
 
 static void close_asks_then_kills(void **state)
