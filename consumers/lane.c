@@ -13,6 +13,7 @@
 #define MOVE_US    PR_SEC        /* how often positions of idle lanes move */
 #define IDLE_US    (200 * PR_MS) /* longest sleep: a stop or an order is seen this soon */
 #define COLLISIONS 3             /* a batch that lost a deadlock is tried so often before it is halved */
+#define RELEASE_US (100 * PR_MS) /* of parked messages, between two batches */
 #define SCAN       1000          /* messages looked through for a part's oldest one */
 
 /* ---------------------------------------------------------------- the queue: any thread */
@@ -162,6 +163,8 @@ static void serve_changes(struct lane *l)
 /* Forgets work[at..at + n). */
 static void work_drop(struct lane *l, size_t at, size_t n)
 {
+	if (n == 0)
+		return;
 	for (size_t i = at; i < at + n; i++)
 		drop(l, l->work[i].m);
 	memmove(l->work + at, l->work + at + n, (l->work_n - at - n) * sizeof(*l->work));
@@ -184,11 +187,17 @@ static void remember_attempts(struct lane *l, struct work *w)
 	struct part_lane *pl = &w->m->part->lane[w->m->lane];
 	struct outcome why = { .cls = PR_FAIL_CRASH };
 
-	if (w->m->replay || pl->attempts == 0 || pl->attempt_offset != w->m->offset)
+	if (w->m->replay)
 		return;
-	if (pl->attempt_batch > 1) {
-		l->careful = (size_t)pl->attempt_batch;
-	} else {
+	if (pl->attempts > 0 && pl->attempt_offset == w->m->offset)
+		pl->suspects = pl->attempt_batch;
+	if (pl->suspects > 0) {
+		pl->suspects--;
+		w->alone = 1;
+	}
+	if (pl->attempts == 0 || pl->attempt_offset != w->m->offset)
+		return;
+	if (pl->attempt_batch == 1) {
 		w->m->attempts = (unsigned)pl->attempts;
 		if (pl->attempts >= l->c->conf->limits.crashes) {
 			(void)snprintf(why.text, sizeof(why.text),
@@ -383,12 +392,14 @@ static void well(struct lane *l)
 /* Size of the next batch. */
 static size_t batch_of(const struct lane *l)
 {
-	size_t n = l->careful || l->probing ? 1 : l->limit < l->work_n ? l->limit : l->work_n;
+	size_t n = l->careful || l->probing || l->work[0].alone ? 1
+		   : l->limit < l->work_n                       ? l->limit
+								: l->work_n;
 	size_t bytes = 0, most = (size_t)l->c->conf->limits.batch_bytes;
 
 	for (size_t i = 0; i < n; i++) {
 		bytes += l->work[i].m->bytes;
-		if (i > 0 && bytes > most)
+		if (i > 0 && (bytes > most || l->work[i].alone))
 			return i;
 	}
 	return n;
@@ -526,8 +537,21 @@ static int ready(struct lane *l)
 	return 1;
 }
 
+/* What is due of the parked keys, and what was behind it, for a while: held_retry. A key of which more comes
+ * in than goes out in this time would stay parked for ever. */
+static int release(struct lane *l, struct pr_err *err)
+{
+	int64_t until = pr_mono_us() + RELEASE_US;
+	int rc, did = 0;
+
+	while ((rc = held_retry(l, err)) > 0 && pr_mono_us() < until && !atomic_load(&l->c->stopping))
+		did = 1;
+	return rc ? rc : did;
+}
+
 static void turn(struct lane *l)
 {
+	int did;
 	int64_t wait_us;
 	struct pr_err err;
 
@@ -540,10 +564,13 @@ static void turn(struct lane *l)
 		return;
 	}
 	take(l);
-	if (held_retry(l, &err) < 0) {
+	did = release(l, &err);
+	if (did < 0) {
 		broken(l, &err);
 		return;
 	}
+	if (l->work_n == 0 && did > 0)
+		return;
 	if (l->work_n == 0) {
 		idle(l);
 		return;

@@ -183,6 +183,7 @@ def test_a_kill_between_effect_and_record(inbox, tmp_path):  # noqa: F811
         example.wait()
 
 
+@pytest.mark.asan
 def test_a_receiver_that_is_away(inbox, receiver):  # noqa: F811
     """Nobody listens: not one event may be buried for it. The breaker opens, /readyz says so, the group is
     kept; when the receiver is back, everything goes on by itself, in order."""
@@ -253,6 +254,7 @@ def test_a_parked_key_waits_in_order(inbox, receiver):  # noqa: F811
     c.wait_ready()
 
 
+@pytest.mark.asan
 def test_a_stop_does_not_wait_for_a_receiver_that_hangs(inbox, receiver):  # noqa: F811
     """SIGTERM with a request under way that nobody answers: the end comes at once, and that try does not count,
     though the rule would bury the event for one timeout."""
