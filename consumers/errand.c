@@ -12,7 +12,8 @@
 #include <time.h>
 
 #define KAFKA_ASKED_US (2 * PR_SEC) /* Kafka is asked for a sign of life so often */
-#define MAX_WAIT_MS    5000         /* for one answer of Kafka: as long as a stop may have to wait for us */
+#define NUDGE_MS       1000
+#define MAX_WAIT_MS    5000 /* for one answer of Kafka: as long as a stop may have to wait for us */
 
 void wanted_free(struct claim_wanted *wanted, size_t n)
 {
@@ -44,7 +45,7 @@ int errand_claim(struct errand *e, unsigned round, struct claim_wanted *wanted, 
 		e->wanted = wanted;
 		e->wanted_n = n;
 		e->round = round;
-		(void)pthread_cond_signal(&e->changed);
+		(void)pthread_cond_broadcast(&e->changed);
 		rc = 0;
 	}
 	(void)pthread_mutex_unlock(&e->mutex);
@@ -136,7 +137,7 @@ int errand_log(struct errand *e, const char *topic, int32_t partition, int64_t *
 		e->log_topic = pr_strdup(topic);
 		e->log_partition = partition;
 		e->log_known = 0;
-		(void)pthread_cond_signal(&e->changed);
+		(void)pthread_cond_broadcast(&e->changed);
 	} else if (e->log_known && e->log_partition == partition && strcmp(e->log_topic, topic) == 0) {
 		*low = e->log_low;
 		*high = e->log_high;
@@ -227,6 +228,53 @@ static void ask_kafka(struct errand *e)
 	e->ask_us = pr_mono_us() + KAFKA_ASKED_US;
 }
 
+/* ---------------------------------------------------------------- nudges */
+
+int errand_nudge(struct errand *e, const char *topic, int32_t partition)
+{
+	int rc = -1;
+
+	(void)pthread_mutex_lock(&e->mutex);
+	if (!e->nudge_topic) {
+		e->nudge_topic = pr_strdup(topic);
+		e->nudge_partition = partition;
+		(void)pthread_cond_broadcast(&e->changed);
+		rc = 0;
+	} else {
+		e->nudge_refused = 1;
+	}
+	(void)pthread_mutex_unlock(&e->mutex);
+	return rc;
+}
+
+/* The answer is of no interest: the question goes through the thread that is to be woken. */
+static void *nudge_thread(void *arg)
+{
+	struct errand *e = arg;
+	int64_t low, high;
+	int again;
+
+	(void)pthread_mutex_lock(&e->mutex);
+	while (!e->end) {
+		if (!e->nudge_topic) {
+			(void)pthread_cond_wait(&e->changed, &e->mutex);
+			continue;
+		}
+		(void)pthread_mutex_unlock(&e->mutex);
+		(void)rd_kafka_query_watermark_offsets(
+			e->rk, e->nudge_topic, e->nudge_partition, &low, &high, NUDGE_MS);
+		(void)pthread_mutex_lock(&e->mutex);
+		free(e->nudge_topic);
+		e->nudge_topic = NULL;
+		again = e->nudge_refused;
+		e->nudge_refused = 0;
+		if (again)
+			group_wake(e->c);
+	}
+	(void)pthread_mutex_unlock(&e->mutex);
+	return NULL;
+}
+
 /* ---------------------------------------------------------------- the thread */
 
 static void sleep_until(struct errand *e, int64_t until_us)
@@ -286,30 +334,35 @@ void errand_start(struct errand *e, struct consumer *c, rd_kafka_t *rk)
 	for (size_t i = 0; i < topics->n; i++)
 		if (topics->v[i][0] != '^')
 			e->topics[e->topics_n++] = rd_kafka_topic_new(rk, topics->v[i], NULL);
-	if (pthread_create(&e->thread, NULL, errand_thread, e) != 0) {
+	e->started = pthread_create(&e->thread, NULL, errand_thread, e) == 0;
+	e->nudging = pthread_create(&e->nudger, NULL, nudge_thread, e) == 0;
+	if (!e->started || !e->nudging) {
 		pr_log(PR_ERROR, "cannot start a thread");
 		consumer_stop(c, PR_EX_UNAVAILABLE);
-		return;
 	}
-	e->started = 1;
 }
 
 int errand_stop(struct errand *e)
 {
 	struct timespec deadline;
 
-	if (!e->started)
+	if (!e->started && !e->nudging)
 		return 0;
 	(void)pthread_mutex_lock(&e->mutex);
 	e->end = 1;
-	(void)pthread_cond_signal(&e->changed);
+	(void)pthread_cond_broadcast(&e->changed);
 	(void)pthread_mutex_unlock(&e->mutex);
 	(void)clock_gettime(CLOCK_REALTIME, &deadline);
 	deadline.tv_sec += MAX_WAIT_MS / 1000 + 1;
-	if (pthread_timedjoin_np(e->thread, NULL, &deadline) != 0)
+	if (e->started && pthread_timedjoin_np(e->thread, NULL, &deadline) != 0)
 		return -1;
 	e->started = 0;
+	if (e->nudging && pthread_timedjoin_np(e->nudger, NULL, &deadline) != 0)
+		return -1;
+	e->nudging = 0;
 	no_claim(e);
+	free(e->nudge_topic);
+	e->nudge_topic = NULL;
 	free(e->log_topic);
 	e->log_topic = NULL;
 	for (size_t i = 0; i < e->topics_n; i++)

@@ -18,6 +18,7 @@
 #define TICK_US         PR_SEC
 #define COMMIT_US       (5 * PR_SEC)
 #define DRY_MS          100 /* a lane that has room again wakes us; this is for a wake-up that is lost */
+#define BUSY_US         (10 * PR_MS)  /* the errand thread is at something else */
 #define RECLAIM_US      (700 * PR_MS) /* after being fenced: longer than Kafka needs to tell a zombie so */
 #define FENCED_SOON_US  (60 * PR_SEC)
 #define GAP_US          (10 * PR_SEC) /* a partition in a gap looks whether its position was moved */
@@ -111,7 +112,7 @@ static void assign(struct group *g)
 		if (s->state != SLOT_READING || !s->queue)
 			continue;
 		rd_kafka_topic_partition_list_add(list, s->topic, s->partition)->offset = s->position;
-		s->hot = 1;
+		s->hot = s->full = 1; /* full: its broker's thread is woken */
 	}
 	code = rd_kafka_assign(g->rk, list);
 	rd_kafka_topic_partition_list_destroy(list);
@@ -218,8 +219,7 @@ static void poll_events(struct group *g)
 
 		if (s->state != SLOT_READING)
 			continue;
-		if (s->aside)
-			s->position = s->aside->offset;
+		s->position = slot_through(s);
 		slot_open(g, s);
 		g->reassign = 1;
 	}
@@ -315,7 +315,7 @@ static int drained(const struct slot *s)
 	for (int i = 0; i < s->part->lane_count; i++)
 		if (atomic_load(&s->part->lane[i].shown) != through)
 			return 0;
-	return !s->aside;
+	return s->held_bytes == 0;
 }
 
 static void look_after(struct group *g, struct slot *s, int64_t now)
@@ -499,9 +499,17 @@ static int64_t wait_until(const struct group *g, int64_t now)
 
 	if (g->dry && until > now + DRY_MS * PR_MS)
 		until = now + DRY_MS * PR_MS;
-	for (size_t i = 0; i < g->slots_n; i++)
-		if (g->slots[i].state == SLOT_WANTED && g->slots[i].retry_us < until)
-			until = g->slots[i].retry_us > now ? g->slots[i].retry_us : now + 10 * PR_MS;
+	for (size_t i = 0; i < g->slots_n; i++) {
+		const struct slot *s = &g->slots[i];
+		int64_t at = PR_FOREVER;
+
+		if (s->state == SLOT_WANTED)
+			at = s->retry_us > now ? s->retry_us : now + BUSY_US;
+		else if (s->state == SLOT_READING && !s->hot && !s->at_end)
+			at = s->dry_us + s->dry_wait_us > now ? s->dry_us + s->dry_wait_us : now + BUSY_US;
+		if (at < until)
+			until = at;
+	}
 	return until;
 }
 
@@ -563,13 +571,15 @@ static rd_kafka_t *new_member(struct group *g, struct pr_err *err)
 {
 	const struct pr_consumer_conf *conf = g->c->conf;
 	struct pr_kafka_prop props[24];
-	char *member = member_name(conf), kbytes[24], bytes[24];
+	char *member = member_name(conf), bytes[24], kbytes[24], messages[24];
 	int64_t prefetch = conf->limits.prefetch_bytes;
 	rd_kafka_t *rk;
 	size_t n = 0;
 
 	(void)snprintf(kbytes, sizeof(kbytes), "%" PRId64, prefetch >> 10);
-	(void)snprintf(bytes, sizeof(bytes), "%" PRId64, prefetch < (1 << 20) ? prefetch : 1 << 20);
+	(void)snprintf(messages, sizeof(messages), "%d", QUEUE_MESSAGES);
+	/* A record in memory takes several times what a small one takes on the wire. */
+	(void)snprintf(bytes, sizeof(bytes), "%" PRId64, prefetch < (4 << 20) ? prefetch / 4 : 1 << 20);
 #define PROP(k, v) (props[n++] = (struct pr_kafka_prop){ (k), (v) })
 	PROP("group.id", conf->group);
 	if (member)
@@ -585,7 +595,9 @@ static rd_kafka_t *new_member(struct group *g, struct pr_err *err)
 	PROP("heartbeat.interval.ms", "300"); /* so soon a member learns of a rebalance it has to join */
 	PROP("topic.metadata.refresh.interval.ms", METADATA_MS);
 	PROP("queued.max.messages.kbytes", kbytes);
-	PROP("queued.min.messages", "10000");
+	PROP("queued.min.messages", messages);
+	/* A partition that is read on has to wait for the end of the request under way. */
+	PROP("fetch.wait.max.ms", "100");
 	PROP("fetch.message.max.bytes", bytes);
 	PROP("fetch.max.bytes", "8388608"); /* one larger record comes all the same */
 	PROP(NULL, NULL);
@@ -709,7 +721,7 @@ void group_release(struct consumer *c)
 	pthread_t thread;
 
 	(void)c;
-	if (!g || (g->errand.started && errand_stop(&g->errand) < 0))
+	if (!g || errand_stop(&g->errand) < 0)
 		return;
 	if (g->rk && pthread_create(&thread, NULL, destroy_thread, g->rk) == 0) {
 		(void)clock_gettime(CLOCK_REALTIME, &deadline);

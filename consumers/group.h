@@ -6,7 +6,8 @@
 
 #include "consumers/consumer.h"
 
-#define MAX_LANES 1024 /* of a partition: what inbox.claim takes */
+#define QUEUE_MESSAGES 2000 /* of a partition that librdkafka fetches ahead, about */
+#define MAX_LANES      1024 /* of a partition: what inbox.claim takes */
 
 enum slot_state {
 	SLOT_WANTED,   /* ours by Kafka; to be claimed at retry_us */
@@ -14,6 +15,11 @@ enum slot_state {
 	SLOT_READING,
 	SLOT_DRAINING, /* read far enough; once its lanes stand at one offset it is claimed again */
 	SLOT_GAP,      /* its position is not in the log */
+};
+
+/* Messages of one lane of one partition, in order. */
+struct held {
+	struct message *head, **tail;
 };
 
 /* A partition that Kafka assigned to us. */
@@ -24,10 +30,14 @@ struct slot {
 	struct part *part;       /* NULL before the first claim */
 	rd_kafka_queue_t *queue; /* NULL while it is not read */
 	int64_t position;        /* next offset to be read; RD_KAFKA_OFFSET_BEGINNING */
-	struct message *aside;   /* read, but its lane was full; below position */
-	int hot;                 /* its queue may hold something */
-	int touched;             /* read in this turn: read_through is to be moved */
-	int64_t equal_at;        /* lane count to be changed: read up to here, then drain; -1: no */
+	struct held *held;       /* by lane (part->lane_count): read, but the lane was full; below position */
+	size_t held_bytes;
+	int full;   /* so much was held that its queue was left alone: librdkafka may sleep over it */
+	int at_end; /* as Kafka last said */
+	int64_t dry_us, dry_wait_us; /* not at the end, and nothing came: since, and when to ask for more */
+	int hot;                     /* its queue may hold something */
+	int touched;                 /* read in this turn: read_through is to be moved */
+	int64_t equal_at;            /* lane count to be changed: read up to here, then drain; -1: no */
 	int64_t retry_us, claimed_us;
 	unsigned fenced; /* claims in a row that were soon fenced */
 
@@ -69,6 +79,12 @@ struct errand {
 	int log_known;
 	int64_t log_low, log_high;
 
+	pthread_t nudger;
+	int nudging;       /* its thread is there */
+	char *nudge_topic; /* NULL: nobody to be nudged */
+	int32_t nudge_partition;
+	int nudge_refused;
+
 	int kafka_asked;     /* whether Kafka answers is known */
 	struct pr_err kafka; /* "" when it does */
 };
@@ -92,6 +108,10 @@ int errand_log(struct errand *e, const char *topic, int32_t partition, int64_t *
 
 /* Whether Kafka answers: 1 and *err when it does not, 0 when it does, -1 not known yet. */
 int errand_kafka(struct errand *e, struct pr_err *err);
+
+/* Asks the leader of a partition something, so that librdkafka's thread for that broker wakes up. -1: busy.
+ */
+int errand_nudge(struct errand *e, const char *topic, int32_t partition);
 
 struct out {
 	struct message *head, **tail;
@@ -121,7 +141,9 @@ struct group {
 
 /* read.c: one turn through all partitions. Nonzero when there may be more to read at once. */
 int read_turn(struct group *g);
-void slot_open(struct group *g, struct slot *s); /* its queue, emptied of what is left of before */
-void slot_close(struct slot *s);                 /* no more reading; drops the message kept aside */
+void slot_open(
+	struct group *g, struct slot *s);   /* its queue, emptied of what is left of before; has a part */
+void slot_close(struct slot *s);            /* no more reading; drops what is held */
+int64_t slot_through(const struct slot *s); /* all below is in the lanes, or no record of ours */
 
 #endif

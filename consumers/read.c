@@ -1,5 +1,5 @@
-/* consumers/read.c -- from the partitions' queues into the lanes, in turns and in lists. Refuses to read what
- * a lane has no room for: librdkafka's queue stays full then, and the broker keeps the rest. */
+/* consumers/read.c -- from the partitions' queues into the lanes, in turns and in lists. Refuses to read on
+ * when so much waits for a full lane: the broker keeps the rest. */
 #include "consumers/group.h"
 
 #include "lib/clock.h"
@@ -9,6 +9,8 @@
 #include <string.h>
 
 #define TURN_MESSAGES 512 /* of one partition before the next one has its turn */
+#define DRY_US        (4 * PR_MS)
+#define MAX_DRY_US    (500 * PR_MS)
 #define LIST_MESSAGES 256
 #define LIST_BYTES    (256 << 10)
 
@@ -40,6 +42,16 @@ static void add(struct group *g, struct message *m)
 		flush_lane(g, m->lane);
 }
 
+int64_t slot_through(const struct slot *s)
+{
+	int64_t through = s->position;
+
+	for (int i = 0; s->held_bytes > 0 && i < s->part->lane_count; i++)
+		if (s->held[i].head && s->held[i].head->offset < through)
+			through = s->held[i].head->offset;
+	return through;
+}
+
 /* Everything read so far is in the lanes before anybody sees that it was read: an idle lane moves its
  * position to read_through. */
 static void flush_all(struct group *g)
@@ -54,7 +66,7 @@ static void flush_all(struct group *g)
 		if (!s->touched)
 			continue;
 		s->touched = 0;
-		through = s->aside ? s->aside->offset : s->position;
+		through = slot_through(s);
 		if (through > atomic_load_explicit(&s->part->read_through, memory_order_relaxed))
 			atomic_store_explicit(&s->part->read_through, through, memory_order_release);
 	}
@@ -73,6 +85,7 @@ static void heard(struct group *g, struct slot *s, const rd_kafka_message_t *rkm
 		s->touched = 1;
 		s->words[0] = '\0';
 		s->gap = 0;
+		s->at_end = 1;
 		break;
 	case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
 	case RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE:
@@ -89,15 +102,58 @@ static void heard(struct group *g, struct slot *s, const rd_kafka_message_t *rkm
 	}
 }
 
-/* 1: taken, 0: its lane is full and it waits aside. */
-static int take(struct group *g, struct slot *s, struct message *m)
+/* In order within its lane: behind what is held of it. */
+static void take(struct group *g, struct slot *s, struct message *m)
 {
-	if (lane_has_room(lane_of(g->c, m->lane)) || lane_has_room(lane_of(g->c, m->lane))) {
+	struct held *h = &s->held[m->lane];
+
+	if (!h->head && lane_has_room(lane_of(g->c, m->lane))) {
 		add(g, m);
-		return 1;
+		return;
 	}
-	s->aside = m;
-	return 0;
+	if (!h->head)
+		h->tail = &h->head;
+	*h->tail = m;
+	h->tail = &m->next;
+	s->held_bytes += m->bytes;
+}
+
+/* What is held goes on where there is room by now. */
+static void let_go(struct group *g, struct slot *s)
+{
+	for (int i = 0; s->held_bytes > 0 && i < s->part->lane_count; i++) {
+		struct held *h = &s->held[i];
+
+		while (h->head && lane_has_room(lane_of(g->c, i))) {
+			struct message *m = h->head;
+
+			h->head = m->next;
+			m->next = NULL;
+			s->held_bytes -= m->bytes;
+			s->touched = 1;
+			add(g, m);
+		}
+	}
+}
+
+/* librdkafka looks at a queue that was full only when its broker thread wakes, which is after a second at
+ * worst (2.0.2; fetch.queue.backoff.ms of later ones is not there yet): a queue that runs dry before its end
+ * wakes it. */
+static void refill(struct group *g, struct slot *s)
+{
+	int64_t now;
+
+	if (s->full && (!s->hot || rd_kafka_queue_length(s->queue) < QUEUE_MESSAGES / 2)) {
+		s->full = errand_nudge(&g->errand, s->topic, s->partition) < 0;
+		return;
+	}
+	if (s->hot || s->at_end)
+		return;
+	now = pr_mono_us();
+	if (now - s->dry_us < s->dry_wait_us || errand_nudge(&g->errand, s->topic, s->partition) < 0)
+		return;
+	s->dry_us = now;
+	s->dry_wait_us = s->dry_wait_us * 2 < MAX_DRY_US ? s->dry_wait_us * 2 : MAX_DRY_US;
 }
 
 /* A record that is to be handled, or NULL: handled before, by an earlier owner whose other lanes were behind.
@@ -122,23 +178,17 @@ static struct message *wanted(struct slot *s, rd_kafka_message_t *rkm)
 /* Nonzero when its queue may hold more that there is room for. */
 static int read_slot(struct group *g, struct slot *s)
 {
+	size_t limit = (size_t)g->c->conf->limits.prefetch_bytes / 2;
 	rd_kafka_message_t *rkm;
 	struct message *m;
 
-	if (s->aside) {
-		if (!lane_has_room(lane_of(g->c, s->aside->lane))) {
-			g->dry = 1;
-			return 0;
-		}
-		m = s->aside;
-		s->aside = NULL;
-		s->touched = 1;
-		add(g, m);
-	}
-	for (int i = 0; s->hot && i < TURN_MESSAGES && s->state == SLOT_READING; i++) {
+	let_go(g, s);
+	for (int i = 0; s->hot && i < TURN_MESSAGES && s->held_bytes < limit && s->state == SLOT_READING;
+		i++) {
 		rkm = rd_kafka_consume_queue(s->queue, 0);
 		if (!rkm) {
 			s->hot = 0;
+			s->dry_us = i > 0 || s->dry_us == 0 ? pr_mono_us() : s->dry_us;
 			break;
 		}
 		/* What librdkafka had fetched before it was told to begin elsewhere is known already. */
@@ -149,21 +199,25 @@ static int read_slot(struct group *g, struct slot *s)
 			continue;
 		}
 		s->words[0] = '\0';
-		s->gap = 0;
+		s->gap = s->at_end = 0;
+		s->dry_wait_us = DRY_US;
 		m = wanted(s, rkm);
-		if (m && !take(g, s, m)) {
-			g->dry = 1;
-			return 0;
-		}
+		if (m)
+			take(g, s, m);
 		if (s->equal_at >= 0 && s->position >= s->equal_at)
 			s->state = SLOT_DRAINING;
 	}
-	return s->hot && s->state == SLOT_READING;
+	if (s->held_bytes >= limit)
+		s->full = 1;
+	else if (s->state == SLOT_READING)
+		refill(g, s);
+	g->dry |= s->held_bytes > 0;
+	return s->hot && s->held_bytes < limit && s->state == SLOT_READING;
 }
 
 static int readable(const struct slot *s)
 {
-	return (s->state == SLOT_READING || s->aside) && s->queue && !atomic_load(&s->part->dead);
+	return (s->state == SLOT_READING || s->held_bytes > 0) && s->queue && !atomic_load(&s->part->dead);
 }
 
 int read_turn(struct group *g)
@@ -193,6 +247,7 @@ void slot_open(struct group *g, struct slot *s)
 	rd_kafka_message_t *rkm;
 
 	slot_close(s);
+	s->held = pr_calloc((size_t)s->part->lane_count, sizeof(*s->held));
 	s->queue = rd_kafka_queue_get_partition(g->rk, s->topic, s->partition);
 	if (!s->queue)
 		return;
@@ -202,12 +257,18 @@ void slot_open(struct group *g, struct slot *s)
 	while ((rkm = rd_kafka_consume_queue(s->queue, 0)) != NULL)
 		rd_kafka_message_destroy(rkm);
 	s->hot = 1;
+	s->at_end = 0;
+	s->dry_us = 0;
+	s->dry_wait_us = DRY_US;
 }
 
 void slot_close(struct slot *s)
 {
-	message_free(s->aside);
-	s->aside = NULL;
+	for (int i = 0; s->held_bytes > 0 && i < s->part->lane_count; i++)
+		message_free_all(s->held[i].head);
+	free(s->held);
+	s->held = NULL;
+	s->held_bytes = 0;
 	if (!s->queue)
 		return;
 	rd_kafka_queue_io_event_enable(s->queue, -1, NULL, 0);
