@@ -699,19 +699,20 @@ BEGIN
 END
 $$;
 
--- The keys that these lanes hold back: for their memory. Messages without a key hold nothing back.
+-- The keys that these lanes hold back: for their memory. Messages without a key hold nothing back. Found by their
+-- heads, since a hundred thousand may wait behind one.
 CREATE FUNCTION inbox.parked_keys("group" text, topics text[], partitions integer[], lanes integer[],
 	lane_counts integer[])
-RETURNS TABLE (topic text, partition integer, key_bytes bytea, events bigint, oldest timestamptz, due_at timestamptz)
+RETURNS TABLE (topic text, partition integer, key_bytes bytea, parked_at timestamptz, due_at timestamptz)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
 	RETURN QUERY
-	SELECT p.topic::text, p.partition, p.key_bytes, count(*), min(p.parked_at), min(p.due_at)
+	SELECT p.topic::text, p.partition, p.key_bytes, p.parked_at, p.due_at
 	FROM unnest(topics, partitions, lanes, lane_counts) AS u (t, p, l, n)
 	JOIN inbox.parked AS p ON p."group" = parked_keys."group" AND p.topic = u.t AND p.partition = u.p
-	WHERE p.blocking AND p.key_bytes IS NOT NULL AND (p.lane_hash & 2147483647) % u.n = u.l
-	GROUP BY p.topic, p.partition, p.key_bytes;
+	WHERE p.blocking AND p.due_at IS NOT NULL AND p.key_bytes IS NOT NULL
+	  AND (p.lane_hash & 2147483647) % u.n = u.l;
 END
 $$;
 
@@ -829,11 +830,11 @@ BEGIN
 		p.events, p.keys, p.oldest, p.retrying, d.events, d.oldest,
 		(SELECT count(*) FROM inbox.replay AS r WHERE r."group" = stats."group" AND r.state = 'running'),
 		(SELECT CASE WHEN s.slot = 1 THEN '-infinity' ELSE s.opened_at END FROM inbox.slot AS s ORDER BY s.slot LIMIT 1)
-	FROM (SELECT count(*) FILTER (WHERE q.blocking) AS events,
-			count(DISTINCT (q.topic, q.partition, q.key_bytes)) FILTER (WHERE q.blocking AND q.key_bytes IS NOT NULL)
-				+ count(*) FILTER (WHERE q.blocking AND q.key_bytes IS NULL) AS keys,
-			min(q.parked_at) FILTER (WHERE q.blocking) AS oldest, count(*) FILTER (WHERE NOT q.blocking) AS retrying
-		FROM inbox.parked AS q WHERE q."group" = stats."group") AS p
+	FROM (SELECT (SELECT count(*) FROM inbox.parked AS r WHERE r."group" = stats."group" AND r.blocking) AS events,
+			count(*) FILTER (WHERE q.blocking) AS keys, min(q.parked_at) FILTER (WHERE q.blocking) AS oldest,
+			count(*) FILTER (WHERE NOT q.blocking) AS retrying
+		-- Heads and retries: each key has one head, which is its oldest.
+		FROM inbox.parked AS q WHERE q."group" = stats."group" AND q.due_at IS NOT NULL) AS p
 	CROSS JOIN (SELECT count(*) AS events, min(e.buried_at) AS oldest FROM inbox.dead_letter AS e
 		WHERE e."group" = stats."group" AND e.state = 'dead') AS d
 	LEFT JOIN inbox.consumer AS c ON c."group" = stats."group";

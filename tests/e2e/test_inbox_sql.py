@@ -619,9 +619,12 @@ def test_due_rows_belong_to_lanes(db):
     assert due(db, [(0, 4), (3, 4)]) == [made[0], made[3], made[-1], made[-2147483648]]
     assert due(db, [(0, 2), (1, 2)], most=2) == [made[0], made[1]]
     assert due(db, partition=1) == []
-    keys = db.query("SELECT topic, partition, convert_from(key_bytes, 'UTF8'), events FROM "
+    park(db, 9, key="k3", delay=None, lane_hash=3)
+    keys = db.query("SELECT topic, partition, convert_from(key_bytes, 'UTF8') FROM "
                     "inbox.parked_keys(%s, '{t}', '{0}', '{1}', '{2}') ORDER BY 3", (G,))
-    assert keys == [("t", 0, "k1", 1), ("t", 0, "k3", 1), ("t", 0, "k4", 1)]
+    assert keys == [("t", 0, "k1"), ("t", 0, "k3"), ("t", 0, "k4")]
+    assert db.query("SELECT parked_events, parked_keys, parked_oldest = (SELECT min(parked_at) FROM inbox.parked) "
+                    "FROM inbox.stats(%s)", (G,)) == [(7, 6, True)]
 
 
 def test_keys_that_are_long_alike_binary_or_missing(db):
