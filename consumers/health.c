@@ -218,11 +218,13 @@ static uint64_t parked_keys(const struct consumer *c)
 	return own > all ? own : all;
 }
 
+/* Each key has one at least. */
 static uint64_t parked_events(const struct consumer *c)
 {
 	uint64_t own = atomic_load(&c->parked_events), all = atomic_load(&c->group_parked_events);
+	uint64_t keys = parked_keys(c), most = own > all ? own : all;
 
-	return own > all ? own : all;
+	return most > keys ? most : keys;
 }
 
 static double parked_oldest_s(const struct consumer *c)
@@ -264,16 +266,25 @@ static int silence_verdict(struct consumer *c, struct pr_verdict *v)
 	return 0;
 }
 
+static const char *s_of(uint64_t n)
+{
+	return n == 1 ? "" : "s";
+}
+
 static int parked_verdict(struct consumer *c, struct pr_verdict *v)
 {
-	uint64_t keys = parked_keys(c);
+	uint64_t keys = parked_keys(c), events = parked_events(c);
 	char text[200];
 
 	if (keys == 0)
 		return 0;
 	(void)snprintf(text, sizeof(text),
-		"%" PRIu64 " messages of %" PRIu64 " keys are parked, the oldest for %.0f s",
-		parked_events(c), keys, parked_oldest_s(c));
+		"%" PRIu64 " message%s of %" PRIu64 " key%s parked, the oldest for %.0f s", events,
+		s_of(events), keys,
+		events == 1 ? " is"
+		: keys == 1 ? " are"
+			    : "s are",
+		parked_oldest_s(c));
 	return pr_say(v, "warn", text, "they are tried again by themselves; inbox.parked has the reasons");
 }
 

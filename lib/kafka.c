@@ -66,6 +66,7 @@ static const struct denied denied_to_consumers[] = {
 	{ "topic.metadata.refresh.interval.ms", "it is 10 s: topics made later are read by then" },
 	{ "queued.max.messages.kbytes", "set limits.prefetch_bytes instead" },
 	{ "queued.min.messages", "set limits.prefetch_bytes instead" },
+	{ "fetch.wait.max.ms", "the consumer sets it" },
 	{ "fetch.max.bytes", "memory is bounded by limits.prefetch_bytes" },
 	{ "fetch.message.max.bytes", "memory is bounded by limits.prefetch_bytes" },
 	{ "max.partition.fetch.bytes", "memory is bounded by limits.prefetch_bytes" },

@@ -368,7 +368,7 @@ static void test_semantics(void **state)
 		{ "kafka.properties", "partition.assignment.strategy=roundrobin", "has right" },
 		{ "kafka.properties", "queued.max.messages.kbytes=1", "set limits.prefetch_bytes" },
 		{ "kafka.properties", "plugin.library.paths=x.so", "loads code" },
-		{ "kafka.properties", "fetch.wait.max.mss=1", "fetch.wait.max.mss" },
+		{ "kafka.properties", "fetch.min.bites=1", "fetch.min.bites" },
 		{ "lanes", "0", "1 to 64" },
 		{ "lanes", "64", NULL },
 		{ "dedupe", "offset", NULL },
