@@ -44,7 +44,7 @@ static int make_statement(struct pr_pg *pg, const char *function, char **ret, st
 		*ret = pr_asprintf("SELECT %s($1::inbox.message[])", PQgetvalue(res, 0, 0));
 		rc = 0;
 	} else {
-		*ret = pr_asprintf("SELECT inbox.begin(m), %s(m) FROM ROWS FROM (pg_catalog.unnest($1)) AS m",
+		*ret = pr_asprintf("SELECT inbox.carry(m), %s(m) FROM pg_catalog.unnest($1) AS m",
 			PQgetvalue(res, 0, 0));
 		rc = 0;
 	}

@@ -42,7 +42,7 @@ COMMENT ON TYPE inbox.message IS
 
 -- Before a message is handled: what is published from here on, in this transaction, carries on its trace and names it
 -- as its cause. The runtime calls it for row functions; a set-based one may, once per message.
-CREATE FUNCTION inbox.begin(message inbox.message) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION inbox.carry(message inbox.message) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
 	trace text := message.headers ->> 'traceparent';
 BEGIN
@@ -1176,7 +1176,7 @@ GRANT SELECT ON inbox.position, inbox.attempt, inbox.consumer, inbox.seen, inbox
 	inbox.dead_letter_log, inbox.replay, inbox.replay_part, inbox.overview TO inbox_consumer, inbox_operator;
 
 GRANT EXECUTE ON FUNCTION
-	inbox.begin(inbox.message),
+	inbox.carry(inbox.message),
 	inbox.claim(text, text[], integer[], integer),
 	inbox.attempt(text, text[], integer[], integer[], bigint[], integer[], bigint[]),
 	inbox.advance(text, text[], integer[], integer[], bigint[], bigint[], bigint[]),
