@@ -115,8 +115,8 @@ static void reload(struct consumer *c)
 }
 
 struct threads {
-	pthread_t keeper, group, *lanes;
-	int working; /* group and lanes run */
+	pthread_t keeper, group, replay, *lanes;
+	int working; /* group, replay and lanes run */
 };
 
 static void start(pthread_t *thread, void *(*run)(void *), void *arg)
@@ -135,6 +135,7 @@ static void start_work(struct consumer *c, struct threads *t)
 	for (int64_t i = 0; i < conf.lanes; i++)
 		start(&t->lanes[i], lane_thread, c->lanes[i]);
 	start(&t->group, group_thread, c);
+	start(&t->replay, replay_thread, c);
 }
 
 /* Until a signal or a thread says stop. */
@@ -169,7 +170,8 @@ static void join_by(pthread_t thread, const struct timespec *deadline, const cha
 	*ret_late = 1;
 }
 
-/* Lanes first: the group's last word to Kafka is about what they have committed. */
+/* Replay first, it feeds the lanes. Then the lanes: the group's last word to Kafka is about what they have
+ * committed. */
 static int drain(struct consumer *c, struct threads *t)
 {
 	struct timespec deadline;
@@ -177,6 +179,8 @@ static int drain(struct consumer *c, struct threads *t)
 
 	(void)clock_gettime(CLOCK_REALTIME, &deadline);
 	deadline.tv_sec += pr_setting(&conf.drain_us) / PR_SEC + 1;
+	if (t->working)
+		join_by(t->replay, &deadline, "replay", &late);
 	for (int64_t i = 0; t->working && i < conf.lanes; i++)
 		join_by(t->lanes[i], &deadline, "lane", &late);
 	if (t->working) {

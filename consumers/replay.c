@@ -248,7 +248,7 @@ static int run_part(struct replayer *r, struct job *j, struct pr_err *err)
 		else if (how == WINDOW_GONE)
 			rc = failed(r, j, "its records are not on the topic any more", err);
 		else
-			rc = progress(r, j, next, pushed, duplicates, err);
+			rc = progress(r, j, next, pushed - duplicates, duplicates, err);
 		j->at = next;
 	}
 	if (rk)
