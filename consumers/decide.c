@@ -9,6 +9,7 @@
 
 #define RETRY_US     (200 * PR_MS) /* first delay of a rule that says none */
 #define RETRY_MAX_US (60 * PR_SEC)
+#define FULL_US      PR_SEC /* whether a key may be parked again */
 
 const struct pr_rule *rule_of(const struct lane *l, const struct outcome *why)
 {
@@ -72,6 +73,8 @@ void decide(struct lane *l, struct message *m, const struct outcome *why, struct
 		break;
 	case PR_POLICY_PARK:
 		ret->fate = used_up ? FATE_BURY : m->parked || may_park(l) ? FATE_PARK : FATE_PENDING;
+		if (ret->fate == FATE_PENDING && ret->delay_us > FULL_US)
+			ret->delay_us = FULL_US;
 		break;
 	case PR_POLICY_DEAD_LETTER:
 		ret->fate = FATE_BURY;

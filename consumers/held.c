@@ -322,6 +322,22 @@ static const struct served *served_of(const struct lane *l, const PGresult *res,
 	return NULL;
 }
 
+/* More tries were begun than the rule grants: the last ones never came back. */
+static void suspect(struct lane *l, struct message *m, struct work *w)
+{
+	const struct pr_rule *rule = rule_of(l, &w->v.why);
+	struct outcome why = { .cls = PR_FAIL_CRASH };
+
+	if (w->v.why.cls == PR_FAIL_CRASH || rule->attempts == 0 ||
+		m->attempts < (unsigned)(rule->attempts - 1 + l->c->conf->limits.crashes))
+		return;
+	(void)snprintf(why.text, sizeof(why.text),
+		"begun %u times, and the last never finished: it takes the process along", m->attempts);
+	decide(l, m, &why, &w->v);
+	if (w->v.fate == FATE_PENDING)
+		w->v.fate = FATE_PARK;
+}
+
 /* One due message. 1: its key may go on, 0: later, -1: broken. */
 static int retry_one(struct lane *l, const PGresult *res, int row, struct pr_err *err)
 {
@@ -345,6 +361,8 @@ static int retry_one(struct lane *l, const PGresult *res, int row, struct pr_err
 		text_of(res, row, "code") ? text_of(res, row, "code") : "");
 	(void)snprintf(w.v.why.text, sizeof(w.v.why.text), "%s",
 		text_of(res, row, "reason") ? text_of(res, row, "reason") : "");
+	if (!request)
+		suspect(l, &m, &w);
 	for (int tries = 0; tries < 3; tries++) {
 		enum applied applied = apply_parked(l, &w, &last, &why, err);
 

@@ -35,6 +35,7 @@ struct work {
 	int looked;     /* inbox.look has said that it is new */
 	int recorded;   /* its id is in inbox.seen (FATE_DONE) */
 	int skip;       /* parked: the operator gives it up */
+	int alone;      /* a batch with it never came back: it goes by itself */
 	unsigned broke; /* times the connection or the process went while it was alone */
 };
 
