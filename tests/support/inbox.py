@@ -43,9 +43,9 @@ BEGIN
 		PERFORM pg_advisory_xact_lock(4711);
 	ELSIF how LIKE 'sleep %' THEN
 		PERFORM pg_sleep(substr(how, 7)::float8);
-	ELSIF how = 'sometimes' THEN
+	ELSIF how LIKE 'maybe %' THEN
 		IF random() < 0.3 THEN
-			RAISE EXCEPTION 'out of luck' USING ERRCODE = 'P0002';
+			RAISE EXCEPTION 'out of luck' USING ERRCODE = substr(how, 7);
 		END IF;
 	ELSE
 		RAISE EXCEPTION 'poison' USING ERRCODE = how;
