@@ -21,7 +21,7 @@
 #define BUSY_US         (10 * PR_MS)  /* the errand thread is at something else */
 #define RECLAIM_US      (700 * PR_MS) /* after being fenced: longer than Kafka needs to tell a zombie so */
 #define FENCED_SOON_US  (60 * PR_SEC)
-#define GAP_US          (10 * PR_SEC) /* a partition in a gap looks whether its position was moved */
+#define GAP_US          (5 * PR_SEC) /* a partition in a gap looks whether its position was moved */
 #define GROUP_ERR_US    (30 * PR_SEC)
 #define FINAL_COMMIT_MS 2000
 #define CLOSE_US        (5 * PR_SEC)
