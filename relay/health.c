@@ -20,9 +20,8 @@ static const char *const states[] = { "starting", "standby", "ok", "warn", "paus
 
 static struct {
 	struct pr_vitals vitals;
-	struct pr_series *lag, *pending, *parked_events, *parked_keys, *waiting, *in_flight, *ranges,
-		*foreign;
-	struct pr_series *last_commit;
+	struct pr_series *lag, *pending, *parked_events, *parked_keys, *waiting, *in_flight, *foreign;
+	struct pr_series *last_commit, *ranges;
 } gauges; /* one relay a process */
 
 static const char *const trouble_names[TROUBLE_COUNT] = { "postgres", "kafka", "refused", "janitor",
@@ -52,8 +51,6 @@ void health_init(struct relay *r)
 		pr_gauge_new(m, "postrider_waiting_events", "Events whose topic cannot be written to.");
 	gauges.in_flight =
 		pr_gauge_new(m, "postrider_in_flight_events", "Events taken and not yet acknowledged.");
-	gauges.ranges = pr_gauge_new(
-		m, "postrider_partitions_ahead", "Empty ranges of outbox.event ahead of the sequence.");
 	gauges.foreign = pr_gauge_new(m, "postrider_foreign_xid_events",
 		"Events with a transaction id that this server has not assigned; they are not published.");
 	r->m.restarts = pr_family_new(m, PR_COUNTER, "postrider_producer_restarts_total", "reason", 0,
@@ -164,18 +161,20 @@ static int64_t kafka_silent_us(struct relay *r)
 
 static int held_verdict(struct relay *r, struct pr_verdict *v)
 {
-	uint64_t keys = atomic_load(&r->parked_keys), waiting = atomic_load(&r->waiting_events);
+	uint64_t keys = atomic_load(&r->parked_keys), events = atomic_load(&r->parked_events),
+		 waiting = atomic_load(&r->waiting_events);
 	uint64_t foreign = atomic_load(&source_foreign.count);
 	char text[300];
 
 	if (keys > 0) {
-		(void)snprintf(text, sizeof(text), "%" PRIu64 " events of %" PRIu64 " keys are parked",
-			atomic_load(&r->parked_events), keys);
+		(void)snprintf(text, sizeof(text), "%" PRIu64 " event%s of %" PRIu64 " key%s %s parked",
+			events, events == 1 ? "" : "s", keys, keys == 1 ? "" : "s",
+			events == 1 ? "is" : "are");
 		return pr_say(v, "warn", text, "postrider parked list");
 	}
 	if (waiting > 0) {
-		(void)snprintf(text, sizeof(text),
-			"%" PRIu64 " events wait for topics that cannot be written to", waiting);
+		(void)snprintf(text, sizeof(text), "%" PRIu64 " event%s for topics that cannot be written to",
+			waiting, waiting == 1 ? " waits" : "s wait");
 		return pr_say(
 			v, "warn", text, "create the topics: they are named under waiting in /status.json");
 	}
@@ -283,6 +282,19 @@ static void page_readyz(void *ctx, const struct pr_request *req, struct pr_respo
 	pr_respond(resp, &b);
 }
 
+/* Not there until they are counted: an alarm on few ranges would go off at every start. */
+static void refresh_ranges(struct relay *r)
+{
+	int64_t ahead = atomic_load(&r->ranges_ahead);
+
+	if (ahead < 0)
+		return;
+	if (!gauges.ranges)
+		gauges.ranges = pr_gauge_new(r->m.registry, "postrider_partitions_ahead",
+			"Empty ranges of outbox.event ahead of the sequence; absent until they are counted.");
+	pr_gauge_set(gauges.ranges, (double)ahead);
+}
+
 static void refresh_gauges(struct relay *r)
 {
 	static _Atomic uint64_t counted;
@@ -298,7 +310,7 @@ static void refresh_gauges(struct relay *r)
 	pr_gauge_set(gauges.parked_keys, (double)atomic_load(&r->parked_keys));
 	pr_gauge_set(gauges.waiting, (double)atomic_load(&r->waiting_events));
 	pr_gauge_set(gauges.in_flight, (double)atomic_load(&r->in_flight));
-	pr_gauge_set(gauges.ranges, (double)atomic_load(&r->ranges_ahead));
+	refresh_ranges(r);
 	pr_gauge_set(gauges.foreign, (double)atomic_load(&source_foreign.count));
 	pr_gauge_set(gauges.last_commit, commit ? (double)(pr_mono_us() - commit) / (double)PR_SEC : 0);
 	pr_counter_add(r->m.pg_reconnects, reconnects - atomic_exchange(&counted, reconnects));
@@ -371,9 +383,11 @@ static void page_status(void *ctx, const struct pr_request *req, struct pr_respo
 	struct relay *r = ctx;
 	struct pr_buf b = { 0 };
 	struct pr_verdict v;
+	char ranges[24];
 
 	(void)req;
 	judge(r, &v);
+	(void)snprintf(ranges, sizeof(ranges), "%" PRId64, atomic_load(&r->ranges_ahead));
 	pr_buf_puts(&b, "{");
 	pr_put_text(&b, "name", r->conf->name);
 	pr_put_text(&b, "version", PR_VERSION);
@@ -383,9 +397,10 @@ static void page_status(void *ctx, const struct pr_request *req, struct pr_respo
 	pr_buf_printf(&b,
 		",\"lag_seconds\":%.3f,\"pending_events\":%" PRIu64 ",\"in_flight_events\":%" PRIu64
 		",\"published_total\":%" PRIu64 ",\"parked_events\":%" PRIu64 ",\"parked_keys\":%" PRIu64
-		",\"partitions_ahead\":%" PRId64,
+		",\"partitions_ahead\":%s",
 		health_lag(r), pending(r), atomic_load(&r->in_flight), atomic_load(&r->published_events),
-		atomic_load(&r->parked_events), atomic_load(&r->parked_keys), atomic_load(&r->ranges_ahead));
+		atomic_load(&r->parked_events), atomic_load(&r->parked_keys),
+		ranges[0] == '-' ? "null" : ranges);
 	put_waiting(r, &b);
 	pr_put_problems(&b, &r->board);
 	put_position(r, &b);

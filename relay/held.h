@@ -48,7 +48,7 @@ int park_going(const struct park *p);  /* some key may go */
 /* The next of those, after park_flush: ret->batch stays NULL when all of them turned out to be free. */
 int park_slice(struct park *p, size_t most, struct release *ret, struct pr_err *err) PR_MUSTCHECK;
 int park_released(struct park *p, const struct release *rel, struct pr_err *err) PR_MUSTCHECK;
-int park_refused(struct park *p, const struct release *rel, const char *reason, const char *code,
+int park_refused(struct park *p, const struct release *rel, size_t i, const char *reason, const char *code,
 	struct pr_err *err) PR_MUSTCHECK;
 void park_count(const struct park *p, uint64_t *ret_keys, uint64_t *ret_events, int64_t *ret_oldest_us);
 

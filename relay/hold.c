@@ -163,7 +163,7 @@ int hold_load(struct hold *h, const struct pr_position *committed, struct pr_err
 void release_free(struct release *rel)
 {
 	batch_free(rel->batch);
-	free(rel->key);
+	free(rel->of);
 	memset(rel, 0, sizeof(*rel));
 }
 
@@ -211,8 +211,7 @@ static int next_release(struct hold *h, int requested, const struct pr_mark *cov
 	if (park_going(h->park)) {
 		/* What is noted and not yet in the table is held back too: a key is not free before
 		 * it is out. */
-		if (flush(h, err) < 0 || held_connect(&h->s, err) < 0 ||
-			park_slice(h->park, most, ret, err) < 0)
+		if (flush(h, err) < 0 || park_slice(h->park, most, ret, err) < 0)
 			return -1;
 		hold_report(h);
 		if (ret->batch)
@@ -234,7 +233,7 @@ static int released(struct hold *h, const struct release *rel, struct pr_err *er
 {
 	if (held_connect(&h->s, err) < 0)
 		return -1;
-	if ((rel->key ? park_released(h->park, rel, err) : wait_released(h->wait, rel, err)) < 0)
+	if ((rel->of ? park_released(h->park, rel, err) : wait_released(h->wait, rel, err)) < 0)
 		return -1;
 	hold_report(h);
 	return 0;
@@ -245,12 +244,12 @@ int hold_released(struct hold *h, const struct release *rel, struct pr_err *err)
 	return result(h, released(h, rel, err));
 }
 
-int hold_refused(
-	struct hold *h, const struct release *rel, const char *reason, const char *code, struct pr_err *err)
+int hold_refused(struct hold *h, const struct release *rel, size_t i, const char *reason, const char *code,
+	struct pr_err *err)
 {
 	if (held_connect(&h->s, err) < 0)
-		return -1;
-	return park_refused(h->park, rel, reason, code, err);
+		return result(h, -1);
+	return result(h, park_refused(h->park, rel, i, reason, code, err));
 }
 
 /* ---------------------------------------------------------------- for health */

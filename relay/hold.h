@@ -27,13 +27,13 @@ int hold_wait(struct hold *h, struct topic *topic, const struct event *e, struct
 int hold_flush(struct hold *h, struct pr_err *err) PR_MUSTCHECK;
 
 /* One slice of events that may go now, in order, before anything newer of their key or topic: by an
- * operator's request, or because their topic is there again. */
+ * operator's request (of many keys at once), or because their topic is there again. */
 struct release {
-	struct batch *batch; /* owned; NULL: nothing to release */
-	struct topic *topic;
-	char *key;       /* parked: of this key; owned; NULL: waiting */
-	int64_t entry;   /* waiting: of this entry */
-	int64_t through; /* waiting: last seq looked at; -1: the entry is done */
+	struct batch *batch;    /* owned; NULL: nothing to release */
+	struct parked_key **of; /* parked: the key of each event, borrowed; NULL: waiting */
+	struct topic *topic;    /* waiting */
+	int64_t entry;          /* waiting: of this entry */
+	int64_t through;        /* waiting: last seq looked at; -1: the entry is done */
 };
 void release_free(struct release *rel);
 
@@ -43,8 +43,8 @@ int hold_next_release(struct hold *h, int requested, const struct pr_mark *cover
 	struct release *ret, struct pr_err *err) PR_MUSTCHECK;
 /* The slice is on its topic (and in the position): forget it. */
 int hold_released(struct hold *h, const struct release *rel, struct pr_err *err) PR_MUSTCHECK;
-/* The slice's only event was refused again: it stays, at the head of its key. */
-int hold_refused(struct hold *h, const struct release *rel, const char *reason, const char *code,
+/* Event i of a parked slice was refused again: it stays, and all that is behind it of its key. */
+int hold_refused(struct hold *h, const struct release *rel, size_t i, const char *reason, const char *code,
 	struct pr_err *err) PR_MUSTCHECK;
 
 /* Whether one of these failed for Postgres since the last call: then Kafka is not to blame. */

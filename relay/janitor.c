@@ -105,8 +105,8 @@ static int round_of_work(struct worker *w, struct pr_err *err)
 
 void *janitor_thread(void *ctx)
 {
-	struct janitor j = { .worker = { .r = ctx, .role = "janitor" } };
+	struct janitor j = { .worker = { .r = ctx, .role = "janitor", .every_us = ORDERS_US } };
 
-	worker_run(&j.worker, round_of_work, ORDERS_US, TROUBLE_JANITOR);
+	worker_run(&j.worker, round_of_work, TROUBLE_JANITOR);
 	return NULL;
 }

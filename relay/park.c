@@ -11,6 +11,8 @@
 
 #define KEYS_SIZE 4096 /* hash buckets */
 #define LOOK      200  /* keys with a request that are looked at before events flow again */
+#define SLICE     2000 /* events released at once: the position names each of them, in some 20 bytes */
+#define TEXT      (1024 * 1024) /* bytes of the keys that one statement is about; a key may have 64 kB */
 
 struct parked_key {
 	struct topic *topic;
@@ -20,6 +22,7 @@ struct parked_key {
 	int64_t oldest_us;
 	int64_t first; /* no seq of it below this one is parked */
 	int going;     /* what is behind its head follows */
+	int named;     /* by the statement that is being made up */
 	struct parked_key *next;
 };
 
@@ -94,7 +97,8 @@ static struct parked_key *park_key(
 	if (k)
 		return k;
 	if ((int64_t)p->keys >= setting(&p->s->r->conf->limits.parked_keys)) {
-		(void)pr_fail(err, PR_STOP, "%" PRIu64 " keys are parked, no more are allowed", p->keys);
+		(void)pr_fail(err, PR_STOP, "%" PRIu64 " key%s parked, no more are allowed", p->keys,
+			p->keys == 1 ? " is" : "s are");
 		(void)pr_hint(
 			err, "see `postrider parked list`: retry or skip them, or raise limits.parked_keys");
 		return NULL;
@@ -109,16 +113,14 @@ static struct parked_key *park_key(
 	return k;
 }
 
-static void unpark_key(struct park *p, const struct topic *topic, const char *key)
+static void unpark_key(struct park *p, struct parked_key *k)
 {
-	struct parked_key **slot = slot_of(p, topic, key, strlen(key)), *k = *slot;
+	struct parked_key **slot = slot_of(p, k->topic, k->key, k->len);
 
-	if (!k)
-		return;
 	*slot = k->next;
 	p->keys--;
 	p->events -= k->events < p->events ? k->events : p->events;
-	pr_log(PR_INFO, "key is released", KS("topic", topic->name), KS("key", key));
+	pr_log(PR_INFO, "key is released", KS("topic", k->topic->name), KS("key", k->key));
 	free(k->key);
 	free(k);
 }
@@ -174,6 +176,36 @@ static void put_element(struct pr_buf *b, const char *s)
 		pr_buf_put(b, s, 1);
 	}
 	pr_buf_puts(b, "\"");
+}
+
+/* Keys as two parameters, arrays of topic and key. */
+struct names {
+	struct pr_buf topics, keys;
+	const char *params[3];
+};
+
+static void names_add(struct names *n, const struct parked_key *k)
+{
+	if (n->topics.len == 0) {
+		pr_buf_puts(&n->topics, "{");
+		pr_buf_puts(&n->keys, "{");
+	}
+	put_element(&n->topics, k->topic->name);
+	put_element(&n->keys, k->key);
+}
+
+static void names_end(struct names *n)
+{
+	pr_buf_puts(&n->topics, n->topics.len ? "}" : "{}");
+	pr_buf_puts(&n->keys, n->keys.len ? "}" : "{}");
+	n->params[0] = n->topics.s;
+	n->params[1] = n->keys.s;
+}
+
+static void names_free(struct names *n)
+{
+	pr_buf_free(&n->topics);
+	pr_buf_free(&n->keys);
 }
 
 int park_dirty(const struct park *p)
@@ -291,29 +323,59 @@ static struct parked_key *requested_key(struct park *p, const PGresult *res, int
 	return k;
 }
 
-/* Skips what is to be skipped of a key; marks it as going when its head has left or may go. */
-static int look_at_key(struct park *p, struct parked_key *k, struct pr_err *err)
+/* The statements about keys answer by their place in the arrays, from 1. */
+static size_t place(const PGresult *res, int i)
 {
-	const char *params[2] = { k->topic->name, k->key };
-	PGresult *res = pr_pg_exec(p->s->pg, sql_hold_skip, 2, params, err);
-	uint64_t skipped;
+	return strtoull(PQgetvalue(res, i, 0), NULL, 10) - 1;
+}
+
+static int skip_asked(struct park *p, struct parked_key **keys, const struct names *n, struct pr_err *err)
+{
+	PGresult *res = pr_pg_exec(p->s->pg, sql_hold_skip, 2, n->params, err);
 
 	if (!res)
 		return -1;
-	skipped = strtoull(PQgetvalue(res, 0, 0), NULL, 10);
-	k->going |= PQgetvalue(res, 0, 1)[0] == 't';
-	PQclear(res);
-	if (skipped > 0)
+	for (int i = 0; i < PQntuples(res); i++) {
+		struct parked_key *k = keys[place(res, i)];
+		uint64_t skipped = strtoull(PQgetvalue(res, i, 1), NULL, 10);
+
 		pr_log(PR_WARN, "parked events skipped for ever", KS("topic", k->topic->name),
 			KI("events", skipped));
-	k->events -= skipped < k->events ? skipped : k->events;
-	p->events -= skipped < p->events ? skipped : p->events;
-	res = pr_pg_exec(p->s->pg, sql_hold_may_go, 2, params, err);
-	if (!res)
-		return -1;
-	k->going |= PQgetvalue(res, 0, 0)[0] == 't';
+		k->going |= PQgetvalue(res, i, 2)[0] == 't';
+		k->events -= skipped < k->events ? skipped : k->events;
+		p->events -= skipped < p->events ? skipped : p->events;
+	}
 	PQclear(res);
-	return k->going ? pr_pg_run(p->s->pg, sql_hold_let_go, 2, params, err) : 0;
+	return 0;
+}
+
+/* Skips what is to be skipped of the keys; marks those as going whose head has left or may go. */
+static int look_at_keys(struct park *p, struct parked_key **keys, size_t keys_n, struct pr_err *err)
+{
+	struct names all = { .params = { NULL } }, going = { .params = { NULL } };
+	PGresult *res = NULL;
+	int rc = -1;
+
+	for (size_t i = 0; i < keys_n; i++)
+		names_add(&all, keys[i]);
+	names_end(&all);
+	if (skip_asked(p, keys, &all, err) < 0)
+		goto out;
+	res = pr_pg_exec(p->s->pg, sql_hold_may_go, 2, all.params, err);
+	if (!res)
+		goto out;
+	for (int i = 0; i < PQntuples(res); i++)
+		keys[place(res, i)]->going = 1;
+	for (size_t i = 0; i < keys_n; i++)
+		if (keys[i]->going)
+			names_add(&going, keys[i]);
+	names_end(&going);
+	rc = pr_pg_run(p->s->pg, sql_hold_let_go, 2, going.params, err);
+out:
+	PQclear(res);
+	names_free(&all);
+	names_free(&going);
+	return rc;
 }
 
 static void set_text(char **text, const char *value)
@@ -327,8 +389,8 @@ int park_look(struct park *p, int anew, struct pr_err *err)
 {
 	char limit[24];
 	const char *params[3] = { anew ? NULL : p->look_topic, anew ? NULL : p->look_key, limit };
+	struct parked_key *keys[LOOK];
 	PGresult *res;
-	struct parked_key *k;
 	int n, rc = 0;
 
 	(void)snprintf(limit, sizeof(limit), "%d", LOOK);
@@ -336,10 +398,10 @@ int park_look(struct park *p, int anew, struct pr_err *err)
 	if (!res)
 		return -1;
 	n = PQntuples(res);
-	for (int i = 0; rc == 0 && i < n; i++) {
-		k = requested_key(p, res, i, err);
-		rc = k ? look_at_key(p, k, err) : -1;
-	}
+	for (int i = 0; rc == 0 && i < n; i++)
+		rc = (keys[i] = requested_key(p, res, i, err)) ? 0 : -1;
+	if (rc == 0 && n > 0)
+		rc = look_at_keys(p, keys, (size_t)n, err);
 	p->more = n == LOOK;
 	if (p->more) {
 		set_text(&p->look_topic, PQgetvalue(res, n - 1, 0));
@@ -355,99 +417,199 @@ int park_unseen(const struct park *p)
 }
 
 /* While rows of its topic wait, among them may be some of the key that are older than what is parked. */
-static struct parked_key *going_key(const struct park *p)
+static int may_go(const struct parked_key *k)
 {
-	for (size_t i = 0; i < KEYS_SIZE; i++)
-		for (struct parked_key *k = p->hash[i]; k; k = k->next)
-			if (k->going && !k->topic->missing && !k->topic->waiting)
-				return k;
-	return NULL;
+	return k->going && !k->topic->missing && !k->topic->waiting;
+}
+
+/* Keys that may go, until they have `most` events, as far as we know. */
+static size_t pick(const struct park *p, size_t most, struct parked_key **ret, struct names *names)
+{
+	size_t n = 0, events = 0;
+
+	for (size_t i = 0; i < KEYS_SIZE; i++) {
+		for (struct parked_key *k = p->hash[i]; k; k = k->next) {
+			if (!may_go(k))
+				continue;
+			names_add(names, k);
+			ret[n++] = k;
+			events += k->events > 0 ? k->events : 1;
+			if (events >= most || names->keys.len > TEXT)
+				return n;
+		}
+	}
+	return n;
 }
 
 int park_going(const struct park *p)
 {
-	return p->keys > 0 && going_key(p) != NULL;
+	for (size_t i = 0; i < KEYS_SIZE && p->keys > 0; i++)
+		for (const struct parked_key *k = p->hash[i]; k; k = k->next)
+			if (may_go(k))
+				return 1;
+	return 0;
 }
 
-static int slice_of(
-	struct park *p, struct parked_key *k, size_t most, struct release *ret, struct pr_err *err)
+struct head { /* an event that may go */
+	int64_t seq;
+	struct parked_key *of;
+};
+
+static int by_seq(const void *a, const void *b)
+{
+	const struct head *x = a, *y = b;
+
+	return x->seq < y->seq ? -1 : x->seq > y->seq;
+}
+
+/* The events of the heads. In order of seq they are in order within each key, also when they are cut. */
+static int read_heads(struct park *p, struct head *heads, size_t n, struct release *ret, struct pr_err *err)
+{
+	struct pr_buf where = { 0 };
+	size_t found = 0;
+	int cut;
+
+	qsort(heads, n, sizeof(*heads), by_seq);
+	pr_buf_puts(&where, "seq = ANY ('{");
+	for (size_t i = 0; i < n; i++)
+		pr_buf_printf(&where, "%s%" PRId64, i ? "," : "", heads[i].seq);
+	pr_buf_puts(&where, "}'::bigint[])");
+	ret->batch = held_read(p->s, where.s, n, &cut, err);
+	pr_buf_free(&where);
+	if (!ret->batch)
+		return -1;
+	ret->of = pr_calloc(n, sizeof(*ret->of));
+	for (size_t i = 0; i < n && (found < ret->batch->n || !cut); i++) {
+		if (found < ret->batch->n && ret->batch->ev[found].seq == heads[i].seq) {
+			ret->of[found++] = heads[i].of;
+			continue;
+		}
+		heads[i].of->going = 0; /* else we would come by for ever */
+		pr_log(PR_WARN, "parked event is not in outbox.event any more, its key waits",
+			KS("topic", heads[i].of->topic->name), KI("seq", heads[i].seq),
+			KS("hint", "postrider parked skip"));
+	}
+	if (ret->batch->n == 0)
+		release_free(ret);
+	return 0;
+}
+
+/* Keys that nothing is left of are free. A result of `most` rows may have ended before the last keys. */
+static void unpark_empty(struct park *p, struct parked_key **keys, size_t n, const PGresult *res, size_t most)
+{
+	size_t rows = (size_t)PQntuples(res), row = 0;
+	size_t seen = rows < most ? n : place(res, (int)rows - 1);
+
+	for (size_t i = 0; i < seen; i++) {
+		if (row < rows && place(res, (int)row) == i)
+			while (row < rows && place(res, (int)row) == i)
+				row++;
+		else
+			unpark_key(p, keys[i]);
+	}
+}
+
+static int slice_of(struct park *p, struct parked_key **keys, size_t n, struct names *names, size_t most,
+	struct release *ret, struct pr_err *err)
 {
 	char limit[24];
-	const char *params[3] = { k->topic->name, k->key, limit };
-	struct pr_buf where = { 0 };
+	struct head *heads;
 	PGresult *res;
-	int n, cut;
+	size_t rows;
+	int rc = 0;
 
 	(void)snprintf(limit, sizeof(limit), "%zu", most);
-	res = pr_pg_exec(p->s->pg, sql_hold_key_head, 3, params, err);
+	names->params[2] = limit;
+	res = pr_pg_exec(p->s->pg, sql_hold_key_heads, 3, names->params, err);
 	if (!res)
 		return -1;
-	n = PQntuples(res);
-	pr_buf_puts(&where, "seq = ANY ('{");
-	for (int i = 0; i < n; i++)
-		pr_buf_printf(&where, "%s%s", i ? "," : "", PQgetvalue(res, i, 0));
-	pr_buf_puts(&where, "}'::bigint[])");
+	rows = (size_t)PQntuples(res);
+	heads = pr_calloc(rows + 1, sizeof(*heads));
+	for (size_t i = 0; i < rows; i++)
+		heads[i] = (struct head){ strtoll(PQgetvalue(res, (int)i, 1), NULL, 10),
+			keys[place(res, (int)i)] };
+	unpark_empty(p, keys, n, res, most);
 	PQclear(res);
-	if (n == 0) {
-		unpark_key(p, k->topic, k->key);
-	} else {
-		ret->batch = held_read(p->s, where.s, (size_t)n, &cut, err);
-		ret->topic = k->topic;
-		ret->key = pr_strdup(k->key);
-	}
-	pr_buf_free(&where);
-	return n == 0 || ret->batch ? 0 : -1;
+	if (rows > 0)
+		rc = read_heads(p, heads, rows, ret, err);
+	free(heads);
+	return rc;
 }
 
 int park_slice(struct park *p, size_t most, struct release *ret, struct pr_err *err)
 {
-	struct parked_key *k;
+	struct parked_key **keys;
+	size_t n;
+	int rc = 0;
 
-	while (!ret->batch && p->keys > 0 && (k = going_key(p))) /* no slice: that key was free */
-		if (slice_of(p, k, most, ret, err) < 0)
-			return -1;
-	return 0;
+	most = most < SLICE ? most : SLICE;
+	keys = pr_calloc(most, sizeof(struct parked_key *));
+	while (rc == 0 && !ret->batch) {
+		struct names names = { .params = { NULL } };
+
+		n = pick(p, most, keys, &names);
+		names_end(&names);
+		if (n > 0) /* no slice: these keys were free */
+			rc = held_connect(p->s, err) < 0 ? -1 : slice_of(p, keys, n, &names, most, ret, err);
+		names_free(&names);
+		if (n == 0)
+			break;
+	}
+	free(keys);
+	return rc;
+}
+
+static int forget(
+	struct park *p, const int64_t *seqs, size_t n, const struct names *names, struct pr_err *err)
+{
+	if (pr_pg_run(p->s->pg, "BEGIN", 0, NULL, err) < 0 || park_delete(p, seqs, n, err) < 0)
+		return -1;
+	/* Also what was parked behind them meanwhile. */
+	if (pr_pg_run(p->s->pg, sql_hold_let_go, 2, names->params, err) < 0)
+		return -1;
+	return pr_pg_run(p->s->pg, "COMMIT", 0, NULL, err);
 }
 
 int park_released(struct park *p, const struct release *rel, struct pr_err *err)
 {
-	struct parked_key *k = *slot_of(p, rel->topic, rel->key, strlen(rel->key));
+	struct names names = { .params = { NULL } };
 	size_t n = rel->batch->n;
 	int64_t *seqs = pr_calloc(n, sizeof(*seqs));
 	int rc;
 
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < n; i++) {
 		seqs[i] = rel->batch->ev[i].seq;
-	rc = pr_pg_run(p->s->pg, "BEGIN", 0, NULL, err);
-	if (rc == 0)
-		rc = park_delete(p, seqs, n, err);
-	if (rc == 0) /* also what was parked behind it meanwhile */
-		rc = pr_pg_run(p->s->pg, sql_hold_let_go, 2,
-			(const char *const[]){ rel->topic->name, rel->key }, err);
-	if (rc == 0)
-		rc = pr_pg_run(p->s->pg, "COMMIT", 0, NULL, err);
-	free(seqs);
-	if (rc < 0)
-		return held_abandon(p->s, err);
-	if (k) {
-		k->events -= n < k->events ? n : k->events;
-		p->events -= n < p->events ? n : p->events;
+		if (!rel->of[i]->named)
+			names_add(&names, rel->of[i]);
+		rel->of[i]->named = 1;
 	}
-	return rc;
+	names_end(&names);
+	rc = forget(p, seqs, n, &names, err);
+	for (size_t i = 0; i < n; i++) {
+		rel->of[i]->named = 0;
+		if (rc < 0)
+			continue;
+		rel->of[i]->events -= rel->of[i]->events > 0;
+		p->events -= p->events > 0;
+	}
+	free(seqs);
+	names_free(&names);
+	return rc < 0 ? held_abandon(p->s, err) : 0;
 }
 
-int park_refused(
-	struct park *p, const struct release *rel, const char *reason, const char *code, struct pr_err *err)
+int park_refused(struct park *p, const struct release *rel, size_t i, const char *reason, const char *code,
+	struct pr_err *err)
 {
-	struct parked_key *k = *slot_of(p, rel->topic, rel->key, strlen(rel->key));
+	struct parked_key *k = rel->of[i];
 	char seq[24];
-	const char *params[5] = { rel->topic->name, rel->key, seq, reason, code };
+	const char *params[5] = { k->topic->name, k->key, seq, reason, code };
 
-	(void)snprintf(seq, sizeof(seq), "%" PRId64, rel->batch->ev[0].seq);
-	if (k)
-		k->going = 0;
-	pr_log(PR_WARN, "parked event refused again", KS("topic", rel->topic->name),
-		KI("seq", rel->batch->ev[0].seq), KS("reason", reason));
+	if (!k->going)
+		return 0; /* one before it was refused as well */
+	(void)snprintf(seq, sizeof(seq), "%" PRId64, rel->batch->ev[i].seq);
+	k->going = 0;
+	pr_log(PR_WARN, "parked event refused again", KS("topic", k->topic->name),
+		KI("seq", rel->batch->ev[i].seq), KS("reason", reason));
 	return pr_pg_run(p->s->pg, sql_hold_refused, 5, params, err);
 }
 

@@ -58,6 +58,7 @@ static void relay_init(struct relay *r)
 	atomic_store(&r->held_oldest_us, INT64_MAX);
 	atomic_store(&r->scheduled_oldest_us, INT64_MAX);
 	atomic_store(&r->probe_oldest_us, INT64_MAX);
+	atomic_store(&r->ranges_ahead, -1);
 	atomic_store(&source_contact_us, pr_mono_us());
 	health_init(r);
 }

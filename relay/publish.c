@@ -85,6 +85,7 @@ static int open_producer(struct publisher *p, struct pr_err *err)
 	const struct pr_relay_conf *conf = p->r->conf;
 	struct props ps = { .n = 0 };
 
+	p->batch_size = topics_smallest(p->topics, BATCH_SIZE);
 	taste(p, &ps);
 	prop(&ps, "partitioner", "murmur2_random");
 	prop(&ps, "enable.idempotence", "true");
@@ -289,19 +290,33 @@ static void isolate(struct publisher *p)
 	condemn(p, e->seq);
 }
 
+/* The place of the event that failed in the slice, when it is known for certain; else the slice's size. */
+static size_t culprit(const struct publisher *p)
+{
+	const struct batch *b = p->releasing.batch;
+	size_t i = 0;
+
+	if (b->n == 1)
+		return 0;
+	while (i < b->n && !(p->failure.misfit && b->ev[i].seq == p->failure.seq))
+		i++;
+	return i;
+}
+
 static void release_failed(struct publisher *p)
 {
+	size_t i = culprit(p);
 	struct pr_err err;
 
-	if (p->releasing.batch->n != 1) {
+	if (i == p->releasing.batch->n) {
 		p->release_limit = 1;
 		return;
 	}
-	if (!p->releasing.key) {
-		condemn(p, p->releasing.batch->ev[0].seq);
+	if (!p->releasing.of) {
+		condemn(p, p->releasing.batch->ev[i].seq);
 		return;
 	}
-	if (hold_refused(p->hold, &p->releasing,
+	if (hold_refused(p->hold, &p->releasing, i,
 		    p->failure.text[0] ? p->failure.text : "refused by the broker",
 		    rd_kafka_err2name(p->failure.code), &err) < 0)
 		health_trouble(p->r, TROUBLE_POSTGRES, &err);
@@ -313,7 +328,7 @@ static const char *restart_reason(const struct publisher *p, const struct pr_err
 		return "fenced";
 	if (may_be_poison(&p->failure, err))
 		return "refused";
-	if (strcmp(err->code, SHIP_SMALLER) == 0)
+	if (strcmp(err->code, SHIP_RESIZE) == 0)
 		return "batch_size";
 	return "error";
 }
@@ -383,7 +398,7 @@ static int64_t judge(struct publisher *p, const struct pr_err *err)
 			isolate(p);
 		return p->failures++ < 50 ? 0 : PR_SEC;
 	}
-	if (strcmp(err->code, SHIP_SMALLER) != 0) { /* the cause may be what we believe of a topic */
+	if (strcmp(err->code, SHIP_RESIZE) != 0) { /* the cause may be what we believe of a topic */
 		topics_doubt(p->topics);
 		p->topic_checked = 0;
 	}
@@ -416,7 +431,7 @@ static void session_failed(struct publisher *p, struct pr_err *err)
 	if (err->kind == PR_STOP && err->exit != PR_EX_FAILED && err->exit != 0) {
 		health_trouble(r, TROUBLE_REFUSED, err);
 		relay_stop(r, err->exit);
-	} else if (!may_be_poison(&p->failure, err) && strcmp(err->code, SHIP_SMALLER) != 0 &&
+	} else if (!may_be_poison(&p->failure, err) && strcmp(err->code, SHIP_RESIZE) != 0 &&
 		   !atomic_load(&r->stopping)) {
 		health_trouble(r, of_postgres ? TROUBLE_POSTGRES : TROUBLE_KAFKA, err);
 	}
@@ -470,6 +485,16 @@ static int look_at_topics(struct publisher *p, struct pr_err *err)
 	return 0;
 }
 
+/* A topic's limit was raised, as it is before a release: back to large batches. Nothing is in flight. */
+static int grow_batches(const struct publisher *p, struct pr_err *err)
+{
+	if (topics_smallest(p->topics, BATCH_SIZE) <= p->batch_size)
+		return 0;
+	(void)pr_fail(err, PR_RETRY, "topics take larger records: larger batches");
+	(void)snprintf(err->code, sizeof(err->code), "%s", SHIP_RESIZE);
+	return -1;
+}
+
 /* One slice of what was held back, if any may go. 1: one went. */
 static int release_some(struct publisher *p, struct pr_err *err)
 {
@@ -487,12 +512,16 @@ static int release_some(struct publisher *p, struct pr_err *err)
 		return -1;
 	if (!p->releasing.batch)
 		return 0;
-	rc = p->exactly_once ? ship_release_transaction(p, err) : ship_release_window(p, err);
-	if (rc < 0)
-		return -1;
+	rc = ship_recheck(p, err);
+	if (rc == 0)
+		rc = p->exactly_once ? ship_release_transaction(p, err) : ship_release_window(p, err);
+	else if (rc > 0)
+		release_free(&p->releasing);
+	if (rc != 0)
+		return rc;
 	p->release_limit = p->release_limit * 4 < most ? p->release_limit * 4 : most;
 	release_free(&p->releasing);
-	return 1;
+	return grow_batches(p, err) < 0 ? -1 : 1;
 }
 
 static int ship(struct publisher *p, struct pr_err *err)

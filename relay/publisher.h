@@ -65,11 +65,13 @@ struct publisher {
 };
 
 /* ship.c */
-#define SHIP_SMALLER                                                                                         \
-	"batch_size" /* code of: nothing is wrong, but the producer's batches must be smaller                \
-		      */
+/* Code of: nothing is wrong, but the producer's batches must, or may, have another size. */
+#define SHIP_RESIZE "batch_size"
 /* One event: to Kafka, or held back. -1: the session is over. */
 int ship_event(struct publisher *p, struct event *e, struct pr_err *err) PR_MUSTCHECK;
+/* Before a slice of parked events is produced: keys of which an event would only be refused again stay
+ * parked, those of a missing topic as they are. 1: some do, and the slice is not to be shipped. */
+int ship_recheck(struct publisher *p, struct pr_err *err) PR_MUSTCHECK;
 /* Produces events of the pipe until the shipment is full or nothing more is there; waits up to the deadline
  * for the first. Returns how many were taken; -1: the session is over. */
 int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err) PR_MUSTCHECK;

@@ -71,8 +71,8 @@ struct relay {
 	/* janitor -> everybody */
 	_Atomic int64_t scheduled_oldest_us; /* due and unmoved; INT64_MAX none */
 	_Atomic int64_t probe_oldest_us;     /* oldest unpublished row, looked up while nothing streams */
-	_Atomic int64_t ranges_ahead;
-	_Atomic uint64_t request; /* outbox.relay.request as last seen */
+	_Atomic int64_t ranges_ahead;        /* -1: not yet known */
+	_Atomic uint64_t request;            /* outbox.relay.request as last seen */
 
 	struct pr_board board; /* enum trouble */
 

@@ -12,13 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ROUND_US  PR_SEC
+#define ROUND_US  PR_SEC         /* unless ranges are made and dropped more often */
 #define RANGE_LOW 4              /* fewer empty ranges ahead than this is trouble */
 #define SCAN_US   (600 * PR_SEC) /* a drop reads its whole range first */
 
 struct retention {
 	struct worker worker; /* first: a round gets it back by a cast */
-	int64_t next_us;
+	int64_t next_us, look_us;
 	uint64_t generation; /* whose rows were looked through for foreign ids ... */
 	int64_t scanned;     /* ... below this seq, ... */
 	int64_t end;         /* ... up to where its reader began */
@@ -69,12 +69,12 @@ static int drop_ranges(struct worker *w, struct pr_err *err)
 	return rc < 0 ? -1 : 0;
 }
 
-static void watch_ranges(struct relay *r, int64_t ahead)
+static void watch_ranges(struct relay *r)
 {
+	int64_t ahead = atomic_load(&r->ranges_ahead);
 	int64_t wanted = setting(&r->conf->retention.ahead);
 	struct pr_err err;
 
-	atomic_store(&r->ranges_ahead, ahead);
 	if (ahead >= (wanted < RANGE_LOW ? wanted : RANGE_LOW)) {
 		health_trouble(r, TROUBLE_RANGES, NULL);
 		return;
@@ -87,20 +87,30 @@ static void watch_ranges(struct relay *r, int64_t ahead)
 	health_trouble(r, TROUBLE_RANGES, &err);
 }
 
+static int count_ranges(struct worker *w, struct pr_err *err)
+{
+	int64_t ahead;
+
+	if (worker_ask(w, sql_retention_ahead, 0, NULL, 0, &ahead, err) < 0)
+		return -1;
+	atomic_store(&w->r->ranges_ahead, ahead);
+	return 0;
+}
+
 static int make_ranges(struct worker *w, struct pr_err *err)
 {
 	char events[24], count[24];
 	const char *params[2] = { events, count };
-	int64_t made, ahead;
+	int64_t made;
 
 	(void)snprintf(events, sizeof(events), "%" PRId64, setting(&w->r->conf->retention.partition_events));
 	(void)snprintf(count, sizeof(count), "%" PRId64, setting(&w->r->conf->retention.ahead));
 	if (worker_ask(w, sql_retention_make, 2, params, 0, &made, err) < 0 &&
 		strcmp(err->code, "55P03") != 0)
 		return -1;
-	if (worker_ask(w, sql_retention_ahead, 0, NULL, 0, &ahead, err) < 0)
+	if (count_ranges(w, err) < 0)
 		return -1;
-	watch_ranges(w->r, ahead);
+	watch_ranges(w->r);
 	return 0;
 }
 
@@ -108,6 +118,15 @@ static int make_ahead(struct retention *t, struct pr_err *err)
 {
 	t->next_us = pr_mono_us() + setting(&t->worker.r->conf->retention.every_us);
 	return make_ranges(&t->worker, err);
+}
+
+/* A standby makes none, and may be asked all the same. When it leads, it does not wait. */
+static int look_ahead(struct retention *t, struct pr_err *err)
+{
+	if (atomic_load(&t->worker.r->ranges_ahead) >= 0 && pr_mono_us() < t->look_us)
+		return 0;
+	t->look_us = pr_mono_us() + setting(&t->worker.r->conf->retention.every_us);
+	return count_ranges(&t->worker, err);
 }
 
 static void note_foreign(const PGresult *res)
@@ -151,9 +170,14 @@ static int round_of_work(struct worker *w, struct pr_err *err)
 	struct retention *t = (struct retention *)w;
 	uint64_t generation = pipe_generation(&w->r->pipe);
 	struct pr_mark covered = { 0 };
+	int64_t every = setting(&w->r->conf->retention.every_us);
 
-	if (pipe_state(&w->r->pipe) != PIPE_STREAMING)
-		return worker_leads(w) && pr_mono_us() >= t->next_us ? make_ahead(t, err) : 0;
+	w->every_us = every < ROUND_US ? every : ROUND_US;
+	if (pipe_state(&w->r->pipe) != PIPE_STREAMING) {
+		if (pr_mono_us() < t->next_us)
+			return 0;
+		return worker_leads(w) ? make_ahead(t, err) : look_ahead(t, err);
+	}
 	if (generation != t->generation) {
 		worker_committed(w, &covered);
 		t->generation = generation;
@@ -170,6 +194,6 @@ void *retention_thread(void *ctx)
 {
 	struct retention t = { .worker = { .r = ctx, .role = "retention" } };
 
-	worker_run(&t.worker, round_of_work, ROUND_US, TROUBLE_RETENTION);
+	worker_run(&t.worker, round_of_work, TROUBLE_RETENTION);
 	return NULL;
 }

@@ -74,7 +74,7 @@ static int produce(struct publisher *p, const struct topic *topic, struct event 
 static int park(struct publisher *p, struct topic *topic, struct event *e, rd_kafka_resp_err_t code,
 	const char *why, struct pr_err *err)
 {
-	if (p->releasing.key) {
+	if (p->releasing.of) {
 		note(p, code, e->seq, topic);
 		p->failure.misfit = 1;
 		if (why)
@@ -94,7 +94,7 @@ static int fits_batches(struct publisher *p, const struct topic *topic, struct p
 	p->batch_size = topic->max_bytes;
 	(void)pr_fail(err, PR_RETRY, "topic \"%s\" takes %lld bytes at most: smaller batches", topic->name,
 		(long long)topic->max_bytes);
-	(void)snprintf(err->code, sizeof(err->code), "%s", SHIP_SMALLER);
+	(void)snprintf(err->code, sizeof(err->code), "%s", SHIP_RESIZE);
 	return -1;
 }
 
@@ -156,7 +156,7 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 	const char *why = misfit(topic, e, &code);
 	int first;
 
-	if (why && topics_ask_again(p->topics, topic, p->rk, p->releasing.key != NULL, err) < 0)
+	if (why && topics_ask_again(p->topics, topic, p->rk, p->releasing.of != NULL, err) < 0)
 		return -1;
 	if (why)
 		why = misfit(topic, e, &code);
@@ -200,6 +200,52 @@ static int ship_released(struct publisher *p, struct topic *topic, struct event 
 	return send_event(p, topic, e, err);
 }
 
+/* *ret: why this event would be refused again, NULL: it would not. 1: its topic is not there. Asks for a
+ * topic's limits once since `began`. */
+static int would_be_refused(struct publisher *p, const struct event *e, int64_t began, const char **ret,
+	rd_kafka_resp_err_t *code, struct pr_err *err)
+{
+	struct topic *topic = topics_of(p->topics, e, err);
+
+	*ret = NULL;
+	if (!topic)
+		return -1;
+	if (!topic->valid) {
+		*code = RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION;
+		*ret = "not a topic name";
+		return 0;
+	}
+	if (!topic->rkt && topics_look(p->topics, topic, p->rk, err) < 0)
+		return -1;
+	if (topic->missing)
+		return 1;
+	if (!misfit(topic, e, code))
+		return 0;
+	if (topic->asked_us < began && topics_ask_again(p->topics, topic, p->rk, 1, err) < 0)
+		return -1;
+	*ret = misfit(topic, e, code);
+	return 0;
+}
+
+int ship_recheck(struct publisher *p, struct pr_err *err)
+{
+	struct batch *b = p->releasing.batch;
+	int64_t began = pr_mono_us();
+	rd_kafka_resp_err_t code = RD_KAFKA_RESP_ERR_NO_ERROR;
+	const char *why;
+	int rc, refused = 0;
+
+	for (size_t i = 0; p->releasing.of && i < b->n; i++) {
+		rc = would_be_refused(p, &b->ev[i], began, &why, &code, err);
+		if (rc < 0)
+			return -1;
+		refused |= rc > 0 || why;
+		if (why && hold_refused(p->hold, &p->releasing, i, why, rd_kafka_err2name(code), err) < 0)
+			return -1;
+	}
+	return refused;
+}
+
 int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
 {
 	struct topic *topic;
@@ -209,7 +255,7 @@ int ship_event(struct publisher *p, struct event *e, struct pr_err *err)
 	topic = topics_of(p->topics, e, err);
 	if (!topic)
 		return -1;
-	if (p->releasing.key)
+	if (p->releasing.of)
 		return ship_released(p, topic, e, err);
 	if (hold_is_parked(p->hold, topic, e)) {
 		e->held = 1;

@@ -136,7 +136,7 @@ static void released_position(const struct publisher *p, struct pr_position *ret
 
 	pr_position_copy(ret, &p->committed);
 	pr_position_forget_released(ret);
-	if (rel->key) {
+	if (rel->of) {
 		free(ret->released);
 		ret->released = pr_calloc(rel->batch->n, sizeof(*ret->released));
 		for (size_t i = 0; i < rel->batch->n; i++)

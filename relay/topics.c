@@ -244,6 +244,14 @@ int topics_ask_again(struct topics *t, struct topic *topic, rd_kafka_t *rk, int 
 	return 0;
 }
 
+int64_t topics_smallest(const struct topics *t, int64_t most)
+{
+	for (const struct topic *topic = t->all; topic; topic = topic->next)
+		if (!topic->missing && topic->max_bytes > 0 && topic->max_bytes < most)
+			most = topic->max_bytes;
+	return most;
+}
+
 void topics_drop_handles(struct topics *t)
 {
 	for (struct topic *topic = t->all; topic; topic = topic->next) {

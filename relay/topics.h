@@ -50,6 +50,9 @@ void topics_doubt(struct topics *t);
 int topics_ask_again(
 	struct topics *t, struct topic *topic, rd_kafka_t *rk, int now, struct pr_err *err) PR_MUSTCHECK;
 
+/* The smallest record limit of the topics that are in use, at most `most`. */
+int64_t topics_smallest(const struct topics *t, int64_t most);
+
 /* The producer is about to be destroyed: drops the handles. */
 void topics_drop_handles(struct topics *t);
 

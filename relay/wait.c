@@ -166,6 +166,20 @@ static struct entry *begin_entry(
 	return set_snapshot(&n->from, &n->seen_from, w->turn_from_text, err) < 0 ? NULL : n;
 }
 
+/* It was frozen to be released, and its topic refused after all: nothing of it left, or only its beginning,
+ * and all rows of the topic have waited since. So it may grow on; else each try would leave a range behind.
+ */
+static void thaw(struct wait *w, const struct topic *topic)
+{
+	struct entry *newest = NULL;
+
+	for (struct entry *n = w->entries; n; n = n->next)
+		if (n->topic == topic)
+			newest = n;
+	if (newest && topic->missing)
+		newest->frozen = 0;
+}
+
 int wait_event(struct wait *w, struct topic *topic, const struct event *e, struct pr_err *err)
 {
 	struct entry *n;
@@ -176,6 +190,7 @@ int wait_event(struct wait *w, struct topic *topic, const struct event *e, struc
 			return 0; /* read again after a crash */
 	if (set_snapshot(&w->turn_from_text, &w->turn_from, e->batch->turn->from.snapshot, err) < 0)
 		return -1;
+	thaw(w, topic);
 	place = place_of(w, topic, e, &n);
 	if (place == PLACE_PARKED)
 		return 1;

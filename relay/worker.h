@@ -10,6 +10,7 @@
 struct worker {
 	struct relay *r;
 	const char *role; /* in application_name */
+	int64_t every_us; /* between two rounds; a round may change it */
 	struct pr_pg *pg;
 	unsigned failures; /* rounds in a row */
 };
@@ -23,8 +24,7 @@ int worker_ask(struct worker *w, const char *sql, int n, const char *const *para
 	int64_t *ret, struct pr_err *err) PR_MUSTCHECK;
 
 /* Rounds until the relay stops; a second failure in a row is trouble. */
-void worker_run(struct worker *w, int (*round)(struct worker *w, struct pr_err *err), int64_t every_us,
-	enum trouble trouble);
+void worker_run(struct worker *w, int (*round)(struct worker *w, struct pr_err *err), enum trouble trouble);
 
 /* Whether this relay leads, and if so what is committed; copies into *ret (release it), {0} when nothing is.
  */

@@ -85,7 +85,7 @@ def test_larger_than_the_topic_allows(post):
     assert rows[0][7] == "MSG_SIZE_TOO_LARGE"
     assert "larger" in post.parked("reason")[0][0] and "earlier" in post.parked("reason")[1][0]
     answer = post.wait_state("warn")
-    assert "3 events of 1 keys" in answer["sentence"] and answer["hint"] == "postrider parked list"
+    assert "3 events of 1 key are parked" in answer["sentence"] and answer["hint"] == "postrider parked list"
     m = post.relay.metrics()
     assert (m["postrider_parked_events"], m["postrider_parked_keys"]) == (3, 1)
     assert m["postrider_lag_seconds"] > 0
@@ -217,7 +217,7 @@ def test_partition_out_of_range(post):
 
 def test_not_a_topic_name(pg_server, kafka):
     """A route can make a name that Kafka refuses out of an aggregatetype that the outbox accepts."""
-    word = unique("route")
+    word = unique("long-route-")  # with 236 more it is too long, whatever the number
     with Outbox(pg_server, kafka, "badname", config={"route": {"topic": word + ".${aggregatetype}"}}) as o:
         good = kafka.create_topic(word + ".order")
         o.start()
@@ -229,7 +229,10 @@ def test_not_a_topic_name(pg_server, kafka):
         o.wait_parked(3)
         assert o.parked("topic, code, head")[0] == (f"{word}.{long}", "TOPIC_EXCEPTION", True)
         assert o.relay.status()["waiting"] == []
-        done = o.run("parked", "retry", "-k", "k", "--json")
+        # The operator names it as the list does.
+        listed = json.loads(o.run("parked", "list", "-t", f"{word}.{long}", "--json", check=True).stdout)
+        assert (listed["topic"], listed["events"]) == (f"{word}.{long}", 3)
+        done = o.run("parked", "retry", "-t", f"{word}.{long}", "-k", "k", "--json")
         assert outcome(done) == {"k": ("still_parked", 3)} and o.parked("attempts")[0] == (2,)
         done = o.run("parked", "skip", "-k", "k", "--yes", "--json")
         assert outcome(done) == {"k": ("skipped", 2)}
@@ -472,6 +475,171 @@ def test_more_keys_than_one_look(pg_server, kafka):
         o.run("parked", "release", "-t", topic, "--wait", "30s", check=True)
         assert len(first_seen(o.read(topic, 260))) == 260
         o.wait_state("ok")
+
+
+def test_release_of_many_keys(post):
+    """An operator retries four hundred keys at once. One shipment takes the events of many keys, in order within
+    each; the few that are still too large stay, whether we know it beforehand or only the broker does, with one
+    more attempt, and the others' way is not theirs."""
+    kind, topic = post.kind(3, {"max.message.bytes": "1000"})
+    n, large, surprise = 400, {"k7", "k200", "k399"}, {"k100"}
+    fits = 5000 - 256 - len("k100") - len("1") - len("{}")  # by our estimate; the traceparent makes it too much
+    with post.db.connect(autocommit=False) as c, c.cursor() as cur:
+        for i in range(n):
+            key = f"k{i}"
+            size = 9000 if key in large else fits if key in surprise else 1500
+            cur.execute("INSERT INTO outbox.event (aggregatetype, aggregateid, type, payload, tracingspancontext) "
+                        "VALUES (%s, %s, '1', %s, %s)", (kind, key, noise(size, i), TRACE if key in surprise else None))
+        c.commit()
+    c.close()
+    for i in (2, 3):
+        post.sql("INSERT INTO outbox.event (aggregatetype, aggregateid, type, payload) "
+                 "SELECT %s, 'k' || k, %s, '{}' FROM generate_series(0, %s) AS k", (kind, str(i), n - 1))
+    post.wait_parked(3 * n, 30)
+    post.kafka.set_topic_config(topic, {"max.message.bytes": "5000"})
+    post.sql("UPDATE outbox.parked SET request = 'retry'")
+    post.sql("UPDATE outbox.relay SET request = request + 1")
+    stay = large | surprise
+    want = {f"k{i}": ["1", "2", "3"] for i in range(n) if f"k{i}" not in stay}
+    post.wait_parked(3 * len(stay), 40)
+    assert read_keys(post, topic, 3 * len(want)) == want
+    wait_until(lambda: sorted(post.parked("key, type, head, attempts, request")) == sorted(
+        (k, t, t == "1", int(t == "1") * 2, None) for k in stay for t in "123"), 20, "the refusals to be noted")
+    post.publish(kind, "k1", type="4")
+    want["k1"].append("4")
+    assert read_keys(post, topic, 3 * len(want) + 1) == want
+    m = post.relay.metrics()
+    assert (m["postrider_parked_events"], m["postrider_parked_keys"]) == (3 * len(stay), len(stay))
+    post.kafka.set_topic_config(topic, {"max.message.bytes": "100000"})
+    post.run("parked", "release", "-t", topic, check=True)
+    want.update({k: ["1", "2", "3"] for k in stay})
+    assert read_keys(post, topic, 3 * n + 1) == want
+    post.wait_state("ok")
+
+
+def test_requests_of_a_topic_that_is_gone(pg_server, kafka):
+    """The relay looks at so many requests at a time. Hundreds of keys are asked for whose topic was deleted: they
+    cannot go and their requests stand. A key of another topic, behind them all, must not wait for that."""
+    with Outbox(pg_server, kafka, "gone", config=PLAIN) as o:
+        first, gone = o.kind(1, {"max.message.bytes": "1000"}, word="aa")
+        last, topic = o.kind(1, {"max.message.bytes": "1000"}, word="zz")
+        o.start()
+        o.many(first, [f"k{i}" for i in range(450)], payload=noise(1500))
+        o.publish(last, "z", noise(1500), type="1")
+        o.wait_parked(451, 30)
+        o.kafka.delete_topic(gone)
+        o.publish(first, "w")  # found out
+        wait_until(lambda: waiting(o), 30, "the topic to be missed")
+        o.kafka.set_topic_config(topic, {"max.message.bytes": "100000"})
+        o.sql("UPDATE outbox.parked SET request = 'retry'")
+        o.sql("UPDATE outbox.relay SET request = request + 1")
+        assert by_key(o.read(topic, 1)) == {"z": ["1"]}
+        o.wait_parked(450)
+        o.kafka.create_topic(gone, 1, {"max.message.bytes": "100000"})
+        o.wait_parked(0, 30)
+        assert len(by_key(o.read(gone, 451))) == 451
+        o.wait_state("ok")
+
+
+def test_batches_grow_again(pg_server, kafka):
+    """The smallest limit of a topic sets the size of all batches. It was raised, and the relay learned of it when
+    it let the parked events go: from then on batches are large again."""
+    with Outbox(pg_server, kafka, "grow", config=PLAIN) as o:
+        kind, topic = o.kind(1, {"max.message.bytes": "2000"})
+        o.start()
+
+        def resized():
+            return sum(v for k, v in o.relay.metrics().items()
+                       if k.startswith("postrider_producer_restarts_total{") and 'reason="batch_size"' in k)
+        o.publish(kind, "a", type="1")
+        o.publish(kind, "b", noise(5000), type="1")
+        o.wait_parked(1)
+        assert resized() == 1
+        o.kafka.set_topic_config(topic, {"max.message.bytes": "1048588"})
+        o.run("parked", "retry", "-t", topic, "-k", "b", check=True)
+        wait_until(lambda: resized() == 2, 15, "a producer with larger batches")
+        o.publish(kind, "a", type="2")
+        assert by_key(o.read(topic, 3)) == {"a": ["1", "2"], "b": ["1"]}
+        assert resized() == 2
+        o.wait_state("ok")
+
+
+def test_route_without_a_variable(pg_server, kafka):
+    """route.topic may be one topic for all events: also while it is not there, and when it comes."""
+    topic = unique("all")
+    with Outbox(pg_server, kafka, "fixed", config={"route": {"topic": topic}}) as o:
+        o.start()
+        for i in range(3):
+            o.publish("order", "k", type=str(2 * i))
+            o.publish("payment", "k", type=str(2 * i + 1))
+        wait_until(lambda: [w[:2] for w in waiting(o)] == [(topic, 6)], 15, "the events to wait")
+        o.kafka.create_topic(topic, 2)
+        want = [str(i) for i in range(6)]
+        assert by_key(o.read(topic, 6)) == {"k": want}
+        wait_until(lambda: not waiting(o), 15, "nothing to wait")
+        o.publish("refund", "k", type="6")
+        assert by_key(o.read(topic, 7)) == {"k": want + ["6"]}
+        o.wait_state("ok")
+
+
+def test_many_new_topics_at_once(pg_server, kafka):
+    """One transaction writes to six hundred topics that nobody has asked about. Each question takes a moment, and a
+    Kafka transaction is open meanwhile: one that took them all would last for seconds. It ends when a quarter
+    of kafka.timeout is over, and what stands between the others leaves."""
+    with Outbox(pg_server, kafka, "news", config={"kafka": {"timeout": "1s"}}) as o:
+        kind, topic = o.kind()
+        o.start()
+        o.publish(kind, "k", type="0")
+        o.read(topic, 1)
+
+        def shipments():
+            return next(v for k, v in o.relay.metrics().items() if k.startswith("postrider_batch_events_count"))
+        before = shipments()
+        word = unique("new")
+        o.sql("INSERT INTO outbox.event (aggregatetype, aggregateid, type, payload) SELECT CASE i %% 2 WHEN 0 THEN %s "
+              "ELSE %s || i END, 'k', i::text, '{}' FROM generate_series(1, 1200) AS i", (kind, word))
+        assert by_key(o.read(topic, 601)) == {"k": [str(i) for i in range(0, 1201, 2)]}
+        wait_until(lambda: len(waiting(o)) == 600, 30, "the others to wait")
+        assert shipments() - before >= 2
+        assert [v for k, v in o.relay.metrics().items() if k.startswith("postrider_producer_restarts_total{")] == []
+
+
+def test_own_connection_breaks(pg_server, kafka):
+    """The connection of the publisher, which notes what is held back, breaks and cannot be had again. Kafka is
+    well: who reads /readyz must not look for the fault there."""
+    with Outbox(pg_server, kafka, "breaks", config={**PLAIN, "source": {"timeout": "1s"}}) as o:
+        kind, topic = o.kind(1, {"max.message.bytes": "1000"})
+        o.start()
+        holder = ("SELECT pid FROM pg_stat_activity WHERE application_name LIKE %s AND wait_event_type = 'Lock'",
+                  (f"%{o.name} hold",))
+        with post_lock(o) as locked:
+            o.publish(kind, "a", noise(1500), type="1")
+            (pid,), = wait_until(lambda: o.sql(*holder), 10, "the publisher to wait for the table")
+            o.sql("SELECT pg_terminate_backend(%s)", (pid,))
+            seen = []
+
+            def named():
+                seen.append(o.readyz()[1]["checks"])
+                return seen[-1]["postgres"] != "ok"
+            wait_until(named, 15, "Postgres to be named", interval_max=0.01)
+            stays(lambda: o.readyz()[1]["checks"]["kafka"] == "ok", 2, "Kafka not to be blamed")
+            assert {c["kafka"] for c in seen} == {"ok"}
+            locked.rollback()
+        o.wait_parked(1)
+        o.publish(kind, "b", type="1")
+        assert by_key(o.read(topic, 1)) == {"b": ["1"]}
+        o.wait_state("warn")
+
+
+@contextlib.contextmanager
+def post_lock(o):
+    """Nobody writes outbox.parked meanwhile."""
+    c = o.db.connect(autocommit=False)
+    try:
+        c.cursor().execute("LOCK TABLE outbox.parked IN EXCLUSIVE MODE")
+        yield c
+    finally:
+        c.close()
 
 
 @contextlib.contextmanager

@@ -187,6 +187,28 @@ def test_held_back_before_position_and_asked_for(scene, pg_server, kafka, delive
 
 
 @both
+def test_held_back_before_position_and_no_longer_refused(scene, pg_server, kafka, delivery):
+    """Story: parked, and the relay died before the position stepped over it; meanwhile there is room, and nobody
+    asked for anything. The same events are read again and go at once: what was parked is forgotten, not
+    published a second time when an operator looks at it."""
+    s = small_topic(scene, pg_server, kafka, delivery)
+    many = "SELECT truth.txn(%s, ARRAY['a1', 'a2'], 20, 'bulk', 0, 50, false)"
+    s.one("a1")
+    poison(s, "a1")
+    s.db.query(many, (s.kind,))
+    relay = s.relay()
+    dies(relay, "held_back_before_position:1")
+    assert s.parked() == 21
+    enlarge(s)
+    relay.start()
+    s.flows(relay, 42)
+    assert s.parked() == 0
+    retry_all(s)
+    s.check(deaths=1)
+    s.drained(relay)
+
+
+@both
 def test_held_back_before_position_of_a_missing_topic(scene, pg_server, kafka, delivery):
     """Story: rows of a topic that is not there yet are a range in Postgres, and the position has not
     stepped over them: the same rows again may not be a second range, or they go out twice."""
@@ -204,10 +226,10 @@ def test_held_back_before_position_of_a_missing_topic(scene, pg_server, kafka, d
     s.drained(relay)
 
 
-def release_dies(s, point):
+def release_dies(s, point, passages=(1, 2)):
     """Killed at the first slice that is released, and at a later one of those that follow."""
     relay = s.relays[-1]
-    for passage in (1, 2):
+    for passage in passages:
         dies(relay, f"{point}:{passage}")
     relay.start()
     s.flows(relay, 50)
@@ -251,6 +273,36 @@ def test_released_before_forgotten(scene, pg_server, kafka, delivery):
 def test_released_before_forgotten_of_a_missing_topic(scene, pg_server, kafka, delivery):
     """The same for a range that waited for its topic, and is half out."""
     waiting_then_released(scene(pg_server, kafka, delivery, create=False), "released_before_forgotten")
+
+
+def many_parked_then_released(s, point):
+    s.one("a1")
+    s.load(aggregates=5)
+    relay = s.relay().start()
+    keys = [f"many{i}" for i in range(60)]
+    for size in (6000, 50):
+        s.db.query("SELECT truth.txn(%s, %s, 2, 'bulk', 0, %s, false)", (s.kind, keys, size))
+    wait_until(lambda: s.db.one("SELECT count(*) FROM outbox.parked WHERE seq <= %s",
+                                (relay.status()["position"]["seq"],)) == 240, 20, "sixty keys to be parked",
+               ignore=(OSError,))
+    relay.kill()
+    enlarge(s)
+    retry_all(s)
+    release_dies(s, point, (1, 4))  # slices of 1, 4, 16, 64 events
+    assert s.parked() == 0
+
+
+@exactly_once
+def test_released_before_forgotten_of_many_keys(scene, pg_server, kafka, delivery):
+    """Story: events of many keys are released by one transaction, some keys whole and one in part. The position
+    names each of them."""
+    many_parked_then_released(small_topic(scene, pg_server, kafka, delivery), "released_before_forgotten")
+
+
+@at_least_once
+def test_released_before_forgotten_alo_of_many_keys(scene, pg_server, kafka, delivery):
+    """Without transactions the slice goes out again, each of its keys in order."""
+    many_parked_then_released(small_topic(scene, pg_server, kafka, delivery), "released_before_forgotten_alo")
 
 
 @at_least_once
