@@ -132,11 +132,16 @@ $(OUT)/fuzz/%: tests/fuzz/%.c $(LIB) $(call obj,relay/batch.c relay/snapshot.c)
 # Unit tests of a room's own file name it here: <test>: the extra sources.
 -include tests/unit/extra.mk
 
-install: all  ## install programs and sample configs (DESTDIR, PREFIX)
+install: all  ## install programs, samples, manual and completions (DESTDIR, PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/postrider $(DESTDIR)$(PREFIX)/include/postrider
 	install -m 755 $(filter %/postrider %/postrider-relay %/postrider-consumer,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 etc/*.cfg $(DESTDIR)$(PREFIX)/share/postrider
 	install -m 644 producers/outbox.h consumers/postrider_handler.h $(DESTDIR)$(PREFIX)/include/postrider
+	install -D -m 644 docs/man/postrider.1 $(DESTDIR)$(PREFIX)/share/man/man1/postrider.1
+	$(Q)set -e; for s in bash:bash-completion/completions/postrider zsh:zsh/site-functions/_postrider \
+		fish:fish/vendor_completions.d/postrider.fish; do \
+		$(BIN)/postrider completion $${s%%:*} >$(GEN)/completion; \
+		install -D -m 644 $(GEN)/completion $(DESTDIR)$(PREFIX)/share/$${s#*:}; echo "  INSTALL  $${s#*:}"; done
 
 clean:  ## remove build/
 	rm -rf build

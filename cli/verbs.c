@@ -37,8 +37,9 @@
 #define WAIT \
 	{ .name = "wait", .arg = "TIME", .type = CLI_DURATION, .min = 0, .max = 3600 * PR_SEC, .def = "10s", \
 	  .doc = "how long to wait for the relay to do it; \"0s\" leaves the request and returns" }
+/* Any text: a name that Kafka refuses is one reason to be parked. */
 #define KEYS \
-	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC, .doc = "the topic" }, \
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_STR, .doc = "the topic" }, \
 	{ .name = "key", .letter = 'k', .arg = "KEY", .type = CLI_STR, .doc = "the key (aggregateid)" }
 #define BROKERS \
 	{ .name = "brokers", .arg = "HOST:PORT,...", .type = CLI_STR, \
@@ -162,7 +163,7 @@ const struct cli_verb cli_verbs[] = {
   "postrider parked list -c relay.cfg\n"
   "postrider parked list -t outbox.event.order --json",
   .opts = OPTIONS(
-	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC, .doc = "only of this topic" },
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_STR, .doc = "only of this topic" },
 	{ .name = "limit", .letter = 'l', .arg = "N", .type = CLI_INT, .min = 1, .max = 1000000, .def = "100",
 	  .doc = "at most so many keys" },
 	DATABASE, JSON, TIMEOUT) },
@@ -218,7 +219,7 @@ const struct cli_verb cli_verbs[] = {
   "postrider parked release -t outbox.event.order\n"
   "postrider parked release --all --wait 60s",
   .opts = OPTIONS(
-	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_TOPIC, .doc = "all keys of this topic" },
+	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_STR, .doc = "all keys of this topic" },
 	{ .name = "all", .type = CLI_FLAG, .doc = "all keys of all topics" },
 	WAIT, DRY_RUN, DATABASE, JSON, TIMEOUT) },
 
@@ -419,8 +420,8 @@ const struct cli_verb cli_verbs[] = {
   "The range is one of: times (the record's), offsets of one partition, numbers of outbox events (header "
   "outbox-seq; the topic is searched for them), or --all that the topic still has. What the group has not come to "
   "yet is left out.\n\n"
-  "Records that are older than the ids the group still knows, or any of a group with dedupe = \"offset\" (give its "
-  "-c), would be handled a second time: that needs --yes.",
+  "Refused: records that are older than the ids the group still knows, and any of a group with dedupe = "
+  "\"offset\" (known when its -c is given). They could have their effect a second time.",
   .json = "object: job (null with --dry-run), group, topic, records, partitions [{partition, from_offset, to_offset}]; with "
           "--watch that of `replay show`",
   .examples =
@@ -442,7 +443,7 @@ const struct cli_verb cli_verbs[] = {
 	  .doc = "outbox events with this number and above" },
 	{ .name = "to-id", .arg = "N", .type = CLI_INT, .min = 1, .max = INT64_MAX,
 	  .doc = "outbox events through this number", .def = "no end" },
-	NOTE, WATCH("follow the job until it has ended"), YES, DRY_RUN, PROGRESS, DATABASE, BROKERS, JSON, TIMEOUT) },
+	NOTE, WATCH("follow the job until it has ended"), DRY_RUN, PROGRESS, DATABASE, BROKERS, JSON, TIMEOUT) },
 
 { .name = "replay list", .group = CONSUMER, .args = "", .run = verb_replay_list,
   .does = "replay jobs, the newest first",

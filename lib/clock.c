@@ -50,7 +50,9 @@ char *pr_rfc3339(int64_t wall_us, char *buf)
 		sec--;
 	}
 	(void)gmtime_r(&sec, &tm);
-	n = strftime(buf, 28, "%Y-%m-%dT%H:%M:%S", &tm);
+	/* Not %Y, which writes the year 33 with two digits. */
+	n = (size_t)snprintf(buf, 28, "%04d-%02d-%02dT%02d:%02d:%02d", tm.tm_year + 1900, tm.tm_mon + 1,
+		tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec);
 	(void)snprintf(buf + n, 28 - n, ".%06dZ", us);
 	return buf;
 }

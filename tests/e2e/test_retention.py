@@ -3,6 +3,7 @@ a writer's or an event's cost. (What the SQL functions do by themselves: test_pa
 """
 import contextlib
 import threading
+import time
 
 import psycopg2
 import pytest
@@ -216,3 +217,17 @@ def test_no_writer_waits(post):
     late = [x for x in mine if float(x.split(" after ")[1].split(" ms")[0]) > 100]
     assert not late, late
     assert ranges(post)[0][0] > 1  # something was dropped
+
+
+def test_retention_every(quick_pg, kafka):
+    """retention.every under a second: the thread's own rhythm was a second, whatever the file said."""
+    with Outbox(quick_pg, kafka, "every", config={"retention": {"every": "100ms"}}) as o:
+        o.sql(f"ALTER DATABASE \"{o.db.name}\" SET track_functions = 'pl'")
+        o.start()
+
+        def calls():
+            return o.one("SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions WHERE funcname = 'make_partitions'")
+        wait_until(calls, 20, "the first round")
+        began, n = time.monotonic(), calls()
+        wait_until(lambda: calls() >= n + 25, 20, "25 rounds")
+        assert time.monotonic() - began < 15
