@@ -266,24 +266,6 @@ static int mark_published(struct dead_letters *d, struct pr_pg *pg, struct pr_er
 	return rc;
 }
 
-/* All have been answered. */
-static int finish(struct dead_letters *d, struct pr_pg *pg, struct pr_err *err)
-{
-	int rc, fatal = 0;
-
-	for (int i = 0; i < d->n; i++) {
-		if (d->result[i])
-			refused(d, d->result[i]);
-		fatal |= d->result[i] == RD_KAFKA_RESP_ERR__FATAL;
-	}
-	rc = mark_published(d, pg, err);
-	d->after = d->entry[d->n - 1];
-	d->n = d->settled = 0;
-	if (fatal)
-		close_producer(d); /* a new one is a new sequence */
-	return rc;
-}
-
 /* Everything that waits was tried once: the next pass begins at the oldest again. */
 static void end_pass(struct dead_letters *d)
 {
@@ -296,6 +278,35 @@ static void end_pass(struct dead_letters *d)
 	if (!d->refused)
 		health_trouble(d->c, TROUBLE_DEAD_LETTER_TOPIC, NULL);
 	d->refused = 0;
+}
+
+/* A broker refuses the batch that holds the message, so all of it is refused: next time one by one. */
+static int about_message(rd_kafka_resp_err_t code)
+{
+	return code == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE || code == RD_KAFKA_RESP_ERR_INVALID_MSG ||
+	       code == RD_KAFKA_RESP_ERR_INVALID_MSG_SIZE || code == RD_KAFKA_RESP_ERR_INVALID_RECORD;
+}
+
+/* All have been answered. */
+static int finish(struct dead_letters *d, struct pr_pg *pg, struct pr_err *err)
+{
+	int rc, fatal = 0, others_too = 0;
+
+	for (int i = 0; i < d->n; i++) {
+		if (!d->result[i])
+			continue;
+		refused(d, d->result[i]);
+		fatal |= d->result[i] == RD_KAFKA_RESP_ERR__FATAL;
+		others_too |= !about_message(d->result[i]);
+	}
+	rc = mark_published(d, pg, err);
+	d->after = d->entry[d->n - 1];
+	d->n = d->settled = 0;
+	if (fatal)
+		close_producer(d); /* a new one is a new sequence */
+	if (others_too)
+		end_pass(d);
+	return rc;
 }
 
 /* One member of the group does it: two would publish everything twice. */
@@ -321,7 +332,7 @@ static PGresult *waiting(const struct dead_letters *d, struct pr_pg *pg, struct 
 	char after[24], most[24], bytes[24];
 
 	(void)snprintf(after, sizeof(after), "%" PRId64, d->after);
-	(void)snprintf(most, sizeof(most), "%d", ROUND_EVENTS);
+	(void)snprintf(most, sizeof(most), "%d", d->failures ? 1 : ROUND_EVENTS);
 	(void)snprintf(bytes, sizeof(bytes), "%d", ROUND_BYTES);
 	return pr_pg_exec(pg, sql_dead_letter_next, 4,
 		(const char *const[]){ d->c->conf->group, after, most, bytes }, err);
