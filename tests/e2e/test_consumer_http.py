@@ -112,6 +112,7 @@ def in_order(requests):
 
 
 @pytest.mark.asan
+@pytest.mark.tsan
 def test_each_event_is_posted_once_and_in_order(inbox, receiver):  # noqa: F811
     """The ordinary case: many keys at once, each key strictly in order, each event one signed request."""
     box, got = inbox(), receiver()
@@ -156,31 +157,90 @@ def test_a_duplicate_is_not_posted_again(inbox, receiver):  # noqa: F811
     assert c.metric("postrider_inbox_duplicates_total") == 1
 
 
-def test_a_kill_between_effect_and_record(inbox, tmp_path):  # noqa: F811
+class Example:
+    """docs/examples/handlers/webhook_receiver.py, which may be killed and started again."""
+
+    def __init__(self, dir):
+        self.dir, self.port, self.proc = str(dir), servers.free_port(), None
+
+    def start(self):
+        log = os.path.join(self.dir, "receiver.log")
+        open(log, "w").close()
+        self.proc = servers.spawn([sys.executable, "-B", EXAMPLE, "--port", str(self.port), "--database",
+                                   os.path.join(self.dir, "seats.db")], log=log,
+                                  env=dict(os.environ, WEBHOOK_SECRET=SECRET))
+        wait_until(lambda: "listening on" in open(log).read(), 10, "the example")
+        return self
+
+    def kill(self):
+        self.proc.kill()
+        self.proc.wait()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/events"
+
+    def seats(self):
+        with urllib.request.urlopen(self.url.replace("/events", "/seats"), timeout=5) as r:
+            return {s["seat"]: (s["user"], s["times"]) for s in json.load(r)}
+
+
+@pytest.fixture
+def example(tmp_path):
+    e = Example(tmp_path).start()
+    yield e
+    e.kill()
+
+
+def test_a_kill_between_effect_and_record(inbox, example):  # noqa: F811
     """The consumer dies after the receiver's answer, before its own transaction: the requests come again, with
     the same ids, and a receiver that remembers ids (docs/examples) applies each event once."""
     box = inbox(partitions=1)
-    log = str(tmp_path / "receiver.log")
-    example = servers.spawn([sys.executable, EXAMPLE, "--port", "0", "--database", str(tmp_path / "seats.db")],
-                            log=log, env=dict(os.environ, WEBHOOK_SECRET=SECRET))
+    for i in range(60):
+        box.event(f"k{i % 7}", {"seat": f"S{i}", "user": "ann"})
+    box.flush()
+    c = box.consumer(http(example.url, secret="env:WEBHOOK_SECRET", undo=True), env={"WEBHOOK_SECRET": SECRET})
+    c.start(fault="handled_before_recorded:2")
+    assert c.wait() == -signal.SIGKILL
+    c.start().wait_ready()
+    box.stands()
+    assert example.seats() == {f"S{i}": ("ann", 1) for i in range(60)}
+    assert not box.dead() and c.terminate() == 0
+
+
+def test_both_sides_die_under_load(inbox, example):  # noqa: F811
+    """Events arrive all the time; the receiver and both members of the group are killed again and again. In the
+    end each event was applied once, and the last of each key is the last that was sent."""
+    box = inbox()
+    handler = http(example.url, secret="env:WEBHOOK_SECRET", timeout="3s")
+    members = [box.consumer(handler, env={"WEBHOOK_SECRET": SECRET}).start() for _ in range(2)]
+    end = threading.Event()
+
+    def load():
+        for i in range(100000):
+            key = f"k{i % 40}"
+            box.event(key, {"seat": key, "user": str(len(box.keys[key]) + 1)})
+            box.producer.poll(0)
+            if end.wait(0.003):
+                return
+    t = threading.Thread(target=load, daemon=True)
+    t.start()
     try:
-        url = wait_until(lambda: "listening on" in open(log).read() and open(log).read().split()[-1], 10, "the example")
-        for i in range(60):
-            box.event(f"k{i % 7}", {"seat": f"S{i}", "user": "ann"})
-        box.flush()
-        c = box.consumer(http(url, secret="env:WEBHOOK_SECRET", undo=True), env={"WEBHOOK_SECRET": SECRET})
-        c.start(fault="handled_before_recorded:2")
-        assert c.wait() == -signal.SIGKILL
-        c.start().wait_ready()
-        box.stands()
-        with urllib.request.urlopen(url.replace("/events", "/seats"), timeout=5) as r:
-            seats = json.load(r)
-        assert sorted(s["seat"] for s in seats) == sorted(f"S{i}" for i in range(60))
-        assert {s["times"] for s in seats} == {1}
-        assert not box.dead() and c.terminate() == 0
+        for n in range(4):
+            before = sum(times for _, times in example.seats().values())
+            wait_until(lambda: sum(times for _, times in example.seats().values()) > before + 50, 30,
+                       "effects to come")
+            members[n % 2].kill9()
+            example.kill()
+            example.start()
+            members[n % 2].start()
     finally:
-        example.kill()
-        example.wait()
+        end.set()
+        t.join()
+    box.flush()
+    box.stands(60)
+    assert example.seats() == {key: (str(len(ids)), len(ids)) for key, ids in box.keys.items()}
+    assert not box.dead() and not box.parked()
 
 
 @pytest.mark.asan
@@ -233,6 +293,7 @@ def test_a_refused_event_becomes_a_dead_letter(inbox, receiver):  # noqa: F811
     assert [v for k, v in c.metrics().items() if "handled_total{" in k and 'outcome="dead_letter"' in k] == [1]
 
 
+@pytest.mark.tsan
 def test_a_parked_key_waits_in_order(inbox, receiver):  # noqa: F811
     """A rule parks 409: the key waits with all behind it, the others do not; then it goes on in order."""
     open_again = threading.Event()
