@@ -804,9 +804,18 @@ out:
 
 /* ---------------------------------------------------------------- the way in */
 
+/* Of the oldest message of the batch, which came first. */
+static void time_it(struct lane *l, int64_t began_us, const struct message *first)
+{
+	pr_observe(l->c->m.handle_seconds, (double)(pr_mono_us() - began_us) / (double)PR_SEC);
+	if (first->time_us >= 0 && !first->replay)
+		pr_observe(l->c->m.delay_seconds, (double)(pr_wall_us() - first->time_us) / (double)PR_SEC);
+}
+
 enum applied apply(struct lane *l, size_t n, size_t *ret_n, struct outcome *ret, struct pr_err *err)
 {
 	int ask = dedupes(l) && (l->look_first || !l->c->ops->in_transaction);
+	int64_t began_us = pr_mono_us();
 	enum applied rc;
 	struct tx t;
 
@@ -825,6 +834,8 @@ enum applied apply(struct lane *l, size_t n, size_t *ret_n, struct outcome *ret,
 		FAULT(committed_before_memory);
 		l->look_first = l->look_first && t.m_n < n;
 		account(l, l->work, *ret_n);
+		if (*ret_n > 0)
+			time_it(l, began_us, l->work[0].m);
 	}
 	tx_free(&t);
 	return rc;

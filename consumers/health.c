@@ -105,9 +105,9 @@ void health_init(struct consumer *c)
 	c->m.handle_seconds =
 		pr_series_one(pr_histogram_new(m, "postrider_consumer_handle_seconds", "", pr_seconds_buckets,
 			pr_seconds_buckets_n, "Time of one batch, from its start to its commit."));
-	c->m.delay_seconds =
-		pr_series_one(pr_histogram_new(m, "postrider_consumer_delay_seconds", "", pr_seconds_buckets,
-			pr_seconds_buckets_n, "From a record's timestamp to the commit of its effects."));
+	c->m.delay_seconds = pr_series_one(pr_histogram_new(m, "postrider_consumer_delay_seconds", "",
+		pr_seconds_buckets, pr_seconds_buckets_n,
+		"From a record's timestamp to the commit of its effects, of the oldest of each batch."));
 }
 
 void health_release(struct consumer *c)

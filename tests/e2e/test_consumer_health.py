@@ -71,6 +71,9 @@ def test_metrics(inbox):  # noqa: F811
     assert set().union(*(labels for _, labels, _ in found)) <= {
         "group", "topic", "partition", "outcome", "state", "le", "version", "librdkafka", "libpq"}
     assert "secret" not in text and not any(x in text for x in ids)
+    value = {n: v for n, _, v in found}
+    assert value["postrider_consumer_handle_seconds_count"] > 0 and value["postrider_consumer_delay_seconds_count"] > 0
+    assert value["postrider_consumer_handle_seconds_sum"] > 0 and value["postrider_consumer_delay_seconds_sum"] > 0
     states = {labels["state"]: v for n, labels, v in found if n == "postrider_state"}
     assert sum(states.values()) == 1 and states["ok"] == 1
     assert set(states) == {"starting", "ok", "warn", "paused", "error", "stopping"}
