@@ -259,10 +259,10 @@ static void report_json(const struct load *l, const struct relay_part *r)
 
 static void report(const struct load *l, const struct relay_part *r, const char *url)
 {
-	char a[32], b[32];
+	char a[64], b[64];
 
-	(void)printf("written   %s events in %s transactions, %.2f s\n", cli_count(l->events, a),
-		cli_count(l->transactions, b), l->seconds);
+	(void)printf("written   %s in %s, %.2f s\n", cli_number(l->events, "event", a),
+		cli_number(l->transactions, "transaction", b), l->seconds);
 	(void)printf("rate      %s events/s, ", cli_count((int64_t)((double)l->events / l->seconds), a));
 	(void)printf("%s commits/s\n", cli_count((int64_t)((double)l->transactions / l->seconds), a));
 	(void)printf("commit    p50 %.2f ms, p99 %.2f ms, max %.2f ms\n", percentile(l, 0.5),
@@ -306,10 +306,12 @@ int verb_bench(struct cli *c)
 	struct pr_err err = { 0 };
 	struct pr_pg *pg = NULL;
 	int64_t began;
+	char n[64];
 	int rc = PR_EX_OK;
 
 	set_up(c, &l);
-	if (cli_confirmed(c, &err, "publish %lld events that consumers will see", (long long)l.events) < 0 ||
+	if (cli_confirmed(c, &err, "publish %s that consumers will see", cli_number(l.events, "event", n)) <
+			0 ||
 		cli_connect_outbox(c, &pg, &err) < 0) {
 		if (err.exit == PR_EX_REFUSED)
 			(void)pr_hint(&err, "--yes does it");

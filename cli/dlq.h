@@ -105,6 +105,10 @@ void dlq_cause_id(const char *cls, const char *code, const char *reason, char *b
 char *dlq_shape(const char *reason); /* malloc'd */
 void dlq_fact_of(const struct dlq_scan *s, struct dlq_fact *ret);
 
+/* The dead ones that the options speak of, up to an entry, by cause. dlq_find.c */
+int dlq_count(const struct cli *c, struct pr_pg *pg, int64_t through, struct dlq_causes *causes,
+	struct pr_err *err) PR_MUSTCHECK;
+
 /* dlq_topic.c: `dlq list --from-topic`. */
 int dlq_list_topic(struct cli *c);
 

@@ -55,22 +55,6 @@ static int drop_found(
 	return rc;
 }
 
-/* By cause, for the plan. */
-static int count(const struct cli *c, struct pr_pg *pg, struct dlq_causes *causes, struct pr_err *err)
-{
-	struct dlq_scan s;
-	struct dlq_fact f;
-	int rc;
-
-	dlq_scan_begin(&s, c, pg, "dead");
-	while ((rc = dlq_next(&s, err)) == 1) {
-		dlq_fact_of(&s, &f);
-		dlq_causes_add(causes, &f);
-	}
-	dlq_scan_end(&s);
-	return rc;
-}
-
 static int report(const struct cli *c, int64_t dropped)
 {
 	cJSON *o;
@@ -115,7 +99,7 @@ int verb_dlq_drop(struct cli *c)
 	int n = 0, rc;
 
 	if (dlq_which(c, 0, &named, &n, &err) < 0 || cli_connect_outbox(c, &pg, &err) < 0 ||
-		(named ? dlq_all_dead(pg, named, n, &err) : count(c, pg, causes, &err)) < 0)
+		(named ? dlq_all_dead(pg, named, n, &err) : dlq_count(c, pg, INT64_MAX, causes, &err)) < 0)
 		rc = cli_failed(c, &err);
 	else
 		rc = drop(c, pg, named, n, causes, &err);

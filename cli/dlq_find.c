@@ -186,3 +186,20 @@ int dlq_all_dead(struct pr_pg *pg, const int64_t *v, int n, struct pr_err *err)
 	PQclear(res);
 	return rc;
 }
+
+int dlq_count(
+	const struct cli *c, struct pr_pg *pg, int64_t through, struct dlq_causes *causes, struct pr_err *err)
+{
+	struct dlq_scan s;
+	struct dlq_fact f;
+	int rc;
+
+	dlq_scan_begin(&s, c, pg, "dead");
+	s.through = through;
+	while ((rc = dlq_next(&s, err)) == 1) {
+		dlq_fact_of(&s, &f);
+		dlq_causes_add(causes, &f);
+	}
+	dlq_scan_end(&s);
+	return rc;
+}

@@ -85,28 +85,6 @@ static int next(struct run *r, int64_t *ret, struct pr_err *err)
 	return rc;
 }
 
-/* How many there are, by cause. */
-static int count(struct run *r, const struct cli *c, struct dlq_causes *causes, struct pr_err *err)
-{
-	struct dlq_scan s;
-	struct dlq_fact f;
-	int rc;
-
-	if (r->named) {
-		r->chosen = r->n_named;
-		return 0;
-	}
-	dlq_scan_begin(&s, c, r->scan.pg, "dead");
-	s.through = r->last;
-	while ((rc = dlq_next(&s, err)) == 1) {
-		dlq_fact_of(&s, &f);
-		dlq_causes_add(causes, &f);
-	}
-	dlq_scan_end(&s);
-	r->chosen = dlq_causes_total(causes);
-	return rc;
-}
-
 /* ---- giving back and watching ---- */
 
 static int give_back(struct run *r, const int64_t *v, int n, int64_t rate, struct pr_err *err)
@@ -401,9 +379,12 @@ int verb_dlq_retry(struct cli *c)
 	}
 	dlq_scan_begin(&r->scan, c, pg, "dead");
 	r->scan.through = r->last;
-	if (count(r, c, causes, &err) < 0)
+	if (!r->named && dlq_count(c, pg, r->last, causes, &err) < 0) {
 		rc = cli_fail(&err);
-	else if (cli_has(c, "dry-run"))
+		goto out;
+	}
+	r->chosen = r->named ? r->n_named : dlq_causes_total(causes);
+	if (cli_has(c, "dry-run"))
 		rc = show_plan(c, r, causes);
 	else
 		rc = retry(c, r, &err);

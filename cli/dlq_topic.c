@@ -3,6 +3,7 @@
  * (__connect.errors.*). Only reads; what it does not understand is listed as unknown. */
 #include "cli/dlq.h"
 #include "lib/clock.h"
+#include "lib/policy.h"
 
 #include <ctype.h>
 #include <inttypes.h>
@@ -82,6 +83,21 @@ static char *either(char *a, char *b)
 	return a;
 }
 
+/* Ours carry both families, and "class:code" for an exception: they are of the same cause as in the table. */
+static void ours(const rd_kafka_headers_t *h, struct letter *l)
+{
+	const char *code;
+	char *attempts = header(h, "postrider-attempts"), *was = l->code;
+	enum pr_fail_class cls = attempts && was ? pr_fail_class_parse(was, &code) : PR_FAIL_NONE;
+
+	free(attempts);
+	if (cls == PR_FAIL_NONE)
+		return;
+	l->cls = pr_fail_class_str(cls);
+	l->code = pr_strdup(code);
+	free(was);
+}
+
 /* The listener's own wrapper tells nothing: what it wraps is the cause. */
 static int spring(const rd_kafka_headers_t *h, struct letter *l)
 {
@@ -128,6 +144,8 @@ static void letter_of(struct letter *l, const rd_kafka_message_t *m)
 	(void)rd_kafka_message_headers(m, &h);
 	if (!h || (!spring(h, l) && !connect_family(h, l)))
 		l->reason = pr_strdup("no header of Spring or Connect says why");
+	else
+		ours(h, l);
 	l->entry = pr_asprintf("%d:%lld", m->partition, (long long)m->offset);
 	l->key = m->key ? text_of(m->key, m->key_len) : NULL;
 	l->id = header(h, "id");

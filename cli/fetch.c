@@ -22,7 +22,9 @@ static size_t on_body(char *data, size_t size, size_t n, void *ctx)
 
 static struct curl_slist *headers(const struct cli *c)
 {
-	const char *token = c->loaded ? c->conf.http.token : c->consumer_loaded ? c->consumer.http.token : NULL;
+	const char *token = c->loaded            ? c->conf.http.token
+			    : c->consumer_loaded ? c->consumer.http.token
+						 : NULL;
 	struct curl_slist *list = NULL;
 	char *line;
 

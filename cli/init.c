@@ -100,18 +100,17 @@ static void report_json(const struct done *d)
 
 static void report(const struct cli *c, const struct done *d)
 {
-	char *database = cli_safe_str(d->database);
+	char *database = cli_safe_str(d->database), n[64];
 
 	if (cli_has(c, "json")) {
 		report_json(d);
 	} else {
-		(void)printf("database %s: schemas outbox and inbox are %s (version %lld, %lld partitions "
-			     "ready)\n",
+		(void)printf("database %s: schemas outbox and inbox are %s (version %lld, %s ready)\n",
 			database,
 			d->migrations == 0            ? "up to date"
 			: d->version == d->migrations ? "installed"
 						      : "upgraded",
-			(long long)d->version, (long long)d->partitions);
+			(long long)d->version, cli_number(d->partitions, "partition", n));
 		if (d->topic)
 			(void)printf(
 				"Kafka: topic %s %s\n", d->topic, d->topic_created ? "created" : "is there");

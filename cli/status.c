@@ -191,7 +191,7 @@ static void put_problems(const struct health *h)
 static void put_waiting(const struct health *h)
 {
 	const cJSON *list = get(h->root, "waiting"), *w;
-	char count[32];
+	char count[64];
 	int n = 0;
 
 	for (w = first(list); w; w = w->next) {
@@ -199,22 +199,23 @@ static void put_waiting(const struct health *h)
 
 		if (n++ >= 5)
 			break;
-		put_line(n == 1 ? "waiting" : "", "%s: %s events, %s", topic ? topic : "?",
-			cli_count((int64_t)get_num(w, "events"), count), reason ? reason : "no reason given");
+		put_line(n == 1 ? "waiting" : "", "%s: %s, %s", topic ? topic : "?",
+			cli_number((int64_t)get_num(w, "events"), "event", count),
+			reason ? reason : "no reason given");
 	}
 	if (cJSON_GetArraySize(list) > 5)
-		put_line("", "and %d more topics", cJSON_GetArraySize(list) - 5);
+		put_line("", "and %s", cli_number(cJSON_GetArraySize(list) - 5, "more topic", count));
 }
 
-static void put_count(const char *name, double n, const char *unit)
+/* "12 events", and what follows. */
+static void put_events(const char *name, double n, const char *rest)
 {
-	char buf[32];
+	char buf[64];
 
 	if (isnan(n))
 		put_line(name, "unknown");
 	else
-		put_line(name, "%s %s", cli_count((int64_t)n, buf),
-			n == 1 && strcmp(unit, "events") == 0 ? "event" : unit);
+		put_line(name, "%s%s", cli_number((int64_t)n, "event", buf), rest);
 }
 
 static const char *connected(const cJSON *side)
@@ -248,16 +249,15 @@ static void put_relay(const struct health *h)
 
 static void put_parked(double events, double keys)
 {
-	char a[32], b[32];
+	char a[64], b[64];
 
 	if (isnan(events))
 		put_line("parked", "unknown");
 	else if (events < 1)
 		put_line("parked", "none");
 	else
-		put_line("parked", "%s event%s behind %s key%s", cli_count((int64_t)events, a),
-			events < 2 ? "" : "s", cli_count(isnan(keys) ? 0 : (int64_t)keys, b),
-			keys < 2 ? "" : "s");
+		put_line("parked", "%s behind %s", cli_number((int64_t)events, "event", a),
+			cli_number(isnan(keys) ? 0 : (int64_t)keys, "key", b));
 }
 
 static void put_screen(const struct health *h)
@@ -270,12 +270,12 @@ static void put_screen(const struct health *h)
 	put_problems(h);
 	(void)putchar('\n');
 	put_line("lag", "%s", isnan(lag) ? "unknown" : cli_span(lag, buf));
-	put_count("pending", get_num(h->root, "pending_events"), "events");
+	put_events("pending", get_num(h->root, "pending_events"), "");
 	if (rate >= 100)
 		put_line("rate", "%s events/s", cli_count((int64_t)rate, buf));
 	else if (!isnan(rate))
 		put_line("rate", "%.1f events/s", rate);
-	put_count("published", get_num(h->root, "published_total"), "events since it started");
+	put_events("published", get_num(h->root, "published_total"), " since it started");
 	put_parked(get_num(h->root, "parked_events"), get_num(h->root, "parked_keys"));
 	put_waiting(h);
 	put_servers(h);
@@ -338,7 +338,7 @@ static void put_database(const PGresult *res, const char *sentence)
 {
 	const char *lag = cli_cell(res, 0, L_LAG);
 	char *name = cli_safe_str(PQgetvalue(res, 0, L_DATABASE));
-	char buf[48];
+	char buf[64];
 
 	(void)printf("%s%s%s  %serror%s", cli_on(stdout, CLI_BOLD), name, cli_off(stdout),
 		cli_on(stdout, CLI_RED), cli_off(stdout));
@@ -346,11 +346,11 @@ static void put_database(const PGresult *res, const char *sentence)
 	put_fix("start it: postrider-relay -c relay.cfg; if it runs elsewhere: postrider status --url ...");
 	(void)printf("\n  what the database says:\n");
 	put_line("lag", "%s", cli_span(lag ? strtod(lag, NULL) : 0, buf));
-	put_count("pending", (double)cli_cell_int(res, 0, L_PENDING), "events");
+	put_events("pending", (double)cli_cell_int(res, 0, L_PENDING), "");
 	put_parked((double)cli_cell_int(res, 0, L_PARKED), (double)cli_cell_int(res, 0, L_KEYS));
 	if (cli_cell_int(res, 0, L_WAITING))
-		put_line("waiting", "%s events for topics that do not exist",
-			cli_count(cli_cell_int(res, 0, L_WAITING), buf));
+		put_line("waiting", "%s for topics that do not exist",
+			cli_number(cli_cell_int(res, 0, L_WAITING), "event", buf));
 	if (*PQgetvalue(res, 0, L_PAUSED) == 't')
 		put_line("paused", "yes");
 	free(name);

@@ -18,6 +18,7 @@ import psycopg2
 import pytest
 
 import servers
+from inbox import ROW, inbox  # noqa: F401
 from test_cli import Terminal, path
 from wait import wait_until
 
@@ -630,3 +631,46 @@ def test_topic_and_table_name_a_cause_alike(cli, db, kafka, topic):
 
 def test_topic_that_cannot_be_reached_is_69(cli):
     assert cli("dlq", "list", "--from-topic", "t", "--brokers", "127.0.0.1:1", "--timeout", "1s").returncode == 69
+
+
+# ---------------------------------------------------------------- with the real consumer
+
+def test_the_whole_way_with_a_consumer(cli, inbox, kafka):  # noqa: F811
+    """Events fail, are seen as one cause in the table and in the dead-letter topic, one is mended and the others go
+    through after the cure: each effect once. A replay of everything then has no effect."""
+    i = inbox()
+    i.send(60, keys=6)
+    for key in ("k1", "k2", "k3"):
+        i.poison(key, "P0001", seq=2)
+    bad = [i.keys[k][1] for k in ("k1", "k2", "k3")]
+    letters = i.topic + ".dead"
+    kafka.create_topic(letters)
+    i.consumer(ROW, {"dead_letter": {"topic": letters}}).start()
+    i.wait_dead(3)
+    i.check(without=bad)
+
+    def do(*args, **kw):
+        return cli(*args, "--conninfo", i.db.conninfo, **kw)
+    cause, = lines(do("dlq", "list", "-g", i.group, "--json", check=True))
+    assert (cause["count"], cause["class"], cause["code"]) == (3, "sqlstate", "P0001")
+
+    def in_topic():
+        return lines(cli("dlq", "list", "--from-topic", letters, "--brokers", kafka.bootstrap, "--json", check=True))
+    there, = wait_until(lambda: [x for x in in_topic() if x["count"] == 3], 20, "the topic to have them")
+    assert [there[k] for k in ("cause", "group", "class", "code", "reason")] == [
+        cause[k] for k in ("cause", "group", "class", "code", "reason")]
+    # Not cured yet: the canary dies, and the others are spared.
+    got = json.loads(do("dlq", "retry", "--canary", "--cause", cause["cause"], "--json").stdout)
+    assert (got["canary"], got["failed"], got["left"]) == ("failed", 1, 2)
+    i.cure()
+    got = json.loads(do("dlq", "retry", "--canary", "-g", i.group, "--json", check=True).stdout)
+    assert (got["canary"], got["retried"], got["failed"]) == ("retried", 3, 0)
+    i.wait_count(60)
+    assert sorted(r[0] for r in i.rows()) == sorted(i.sent)
+    i.stands()
+    end = lines(do("replay", "start", "-g", i.group, "-t", i.topic, "--all", "--watch", "--json", "--brokers",
+                   kafka.bootstrap, check=True))[-1]
+    assert (end["state"], end["handled"], end["duplicates"]) == ("done", 0, 60)
+    assert i.count() == 60
+    shown, = lines(do("show", "consumers", "-g", i.group, "--brokers", kafka.bootstrap, "--json", check=True))
+    assert (shown["lag"], shown["dead_letters"], shown["parked_events"]) == (0, 0, 0)

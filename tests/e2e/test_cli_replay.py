@@ -123,7 +123,7 @@ def test_by_outbox_id(db, kafka, topic, replay):
     assert replay(*front, "--from-id", "11").returncode == 4
 
 
-def test_what_is_no_longer_remembered_is_said_twice(db, kafka, topic, replay):
+def test_what_is_no_longer_remembered_is_refused(db, kafka, topic, replay):
     kafka.create_topic(topic)
     now = int(time.time() * 1000)
     produce(kafka, topic, [10], timestamp=lambda p, i: now - 3_600_000 if i < 4 else now)
@@ -133,10 +133,12 @@ def test_what_is_no_longer_remembered_is_said_twice(db, kafka, topic, replay):
     db.query("DELETE FROM inbox.slot WHERE slot = 1; INSERT INTO inbox.slot (slot) VALUES (3)")
     front = ["start", "-g", "seat", "-t", topic]
     done = replay(*front, "--all")
-    assert done.returncode == 5 and "handle 4 records a second time" in done.stderr
+    assert done.returncode == 5 and "4 records older than the ids" in done.stderr
+    since = re.search(r"hint: begin with --from-time (\S+);", done.stderr)[1]
+    assert replay(*front, "--from-offset", "3", "--dry-run").returncode == 5
     assert db.one("SELECT count(*) FROM inbox.replay") == 0
     replay(*front, "--from-offset", "4", check=True)
-    replay(*front, "--all", "--yes", check=True)
+    assert json.loads(replay(*front, "--from-time", since, "--json", check=True).stdout)["records"] == 6
     assert db.one("SELECT count(*) FROM inbox.replay") == 2
 
 
