@@ -30,9 +30,10 @@ $$;
 
 -- ---------------------------------------------------------------- identity
 
--- UUID version 7 (RFC 9562): 48 bits of milliseconds, the version in the high half of byte 6, finer
--- time in its low half, the rest from a random UUID, whose variant bits stand. In PL/pgSQL because its
--- plan is cached: a one-row INSERT does not parse the body anew, as an inlined SQL function would.
+-- UUID version 7 (RFC 9562): 48 bits of milliseconds, the version in the high half of byte 6, what the
+-- clock's last bits say in its low half, the rest from a random UUID, whose variant bits stand. In PL/pgSQL
+-- because its plan is cached: a one-row INSERT does not parse the body anew, as an inlined SQL function or
+-- an expression in the DEFAULT would (what else was tried: db/README.md).
 CREATE FUNCTION outbox.uuid7() RETURNS uuid LANGUAGE plpgsql VOLATILE PARALLEL SAFE AS $$
 BEGIN
 	RETURN encode(overlay(uuid_send(gen_random_uuid()) PLACING substring(
@@ -205,14 +206,23 @@ $$;
 -- anew in every transaction. STABLE: no snapshot is taken for it.
 CREATE FUNCTION outbox.accept_event() RETURNS trigger LANGUAGE plpgsql STABLE AS $$
 BEGIN
-	IF NEW.headers = '{}' AND NEW.payload_bytes IS NULL AND NEW.topic IS NULL AND NEW.partition IS NULL
-		AND NEW.tracingspancontext IS NULL
+	IF NEW.xid = pg_current_xact_id() AND NEW.headers = '{}' AND NEW.payload_bytes IS NULL AND NEW.topic IS NULL
+		AND NEW.partition IS NULL AND NEW.tracingspancontext IS NULL
 		AND NEW.aggregatetype COLLATE "C" ~ '^[A-Za-z0-9][A-Za-z0-9._-]*$'
 		AND NEW.type COLLATE "C" ~ '^[!-~]+$'
 		AND octet_length(NEW.aggregatetype || NEW.aggregateid || NEW.type) <= 236 AND NEW.aggregateid <> ''
 		AND pg_column_size(NEW.payload) <= 67108864
 	THEN
 		RETURN NEW;
+	END IF;
+	-- With an older xid the row would be visible in snapshots that were taken before it was committed: while
+	-- this transaction is open the relay would step over it.
+	IF NEW.xid <> pg_current_xact_id() THEN
+		RAISE EXCEPTION USING ERRCODE = 'check_violation',
+			MESSAGE = format('outbox: xid %s is not the id of this transaction', NEW.xid),
+			HINT = 'Leave the column out. To restore events as they were: SET session_replication_role = replica, '
+				'and afterwards `postrider position adopt`.',
+			SCHEMA = 'outbox', TABLE = 'event', COLUMN = 'xid', CONSTRAINT = 'accepted';
 	END IF;
 	IF outbox.accept(NEW.aggregatetype, NEW.aggregateid, NEW.type, NEW.payload, NEW.payload_bytes, NEW.headers,
 			NEW.topic, NEW.partition, NEW.tracingspancontext)
@@ -382,7 +392,7 @@ END
 $$;
 
 -- What an event takes over from the message that its transaction handles (SET LOCAL outbox.causation_id and
--- outbox.correlation_id, as inbox.begin does): headers causation-id and correlation-id, unless given.
+-- outbox.correlation_id, as inbox.carry does): headers causation-id and correlation-id, unless given.
 CREATE FUNCTION outbox.carried(headers jsonb) RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
 DECLARE
 	cause text := current_setting('outbox.causation_id', true);
