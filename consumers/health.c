@@ -142,9 +142,17 @@ static int64_t postgres_silent_us(const struct consumer *c)
 	return pr_mono_us() - atomic_load(&c->postgres_contact_us);
 }
 
+/* Kafka tells the end now and then; what was read since is known anyway. */
+static int64_t end_of(const struct part *p)
+{
+	int64_t end = atomic_load(&p->end), through = atomic_load(&p->read_through);
+
+	return end >= 0 && through > end ? through : end;
+}
+
 int64_t health_part_events(const struct part *p)
 {
-	int64_t end = atomic_load(&p->end), through = atomic_load(&p->read_through), next = part_next(p);
+	int64_t end = end_of(p), through = atomic_load(&p->read_through), next = part_next(p);
 
 	if (end < 0)
 		return -1;
@@ -477,7 +485,7 @@ static void put_parts(struct consumer *c, struct pr_buf *b)
 		pr_put_text(b, "topic", p->topic);
 		pr_put_int(b, "partition", p->partition);
 		pr_put_int(b, "next_offset", part_next(p));
-		pr_put_int(b, "end_offset", atomic_load(&p->end));
+		pr_put_int(b, "end_offset", end_of(p));
 		events = health_part_events(p);
 		if (events < 0)
 			pr_buf_puts(b, ",\"lag_events\":null");
