@@ -97,13 +97,14 @@ static void claim(struct errand *e)
 {
 	struct part **parts = pr_calloc(e->wanted_n, sizeof(*parts));
 	struct pr_err err;
+	int rc = session_open(&e->pg, e->c, "claim", e->c->wake_fd, &err);
 
-	if (session_open(&e->pg, e->c, "claim", e->c->wake_fd, &err) < 0 ||
-		claim_parts(e->c, e->pg, e->wanted, e->wanted_n, parts, &err) < 0) {
+	if (rc == 0 && (rc = claim_parts(e->c, e->pg, e->wanted, e->wanted_n, parts, &err)) < 0)
+		(void)pr_wrap(&err, "cannot claim partitions");
+	if (rc < 0) {
 		free(parts);
 		if (atomic_load(&e->c->stopping))
 			return;
-		(void)pr_wrap(&err, "cannot claim partitions");
 		say(e, &err);
 		e->again_us = pr_mono_us() + pr_backoff_us(e->failures++, 50 * PR_MS, 3 * PR_SEC);
 		return;
