@@ -141,22 +141,6 @@ static int check_url(const char *url, char **ret_where, struct pr_err *err)
 	return rc < 0 ? bad_config(err) : 0;
 }
 
-/* What we set ourselves, what frames the message, and what would make answers unreadable. */
-static int is_reserved(const char *name, size_t len)
-{
-	static const char *const names[] = { "accept-encoding", "connection", "content-encoding",
-		"content-length", "content-type", "expect", "host", "idempotency-key", "keep-alive", "te",
-		"traceparent", "trailer", "transfer-encoding", "upgrade", "user-agent", NULL };
-
-	if ((len >= 8 && strncasecmp(name, "webhook-", 8) == 0) ||
-		(len >= 6 && strncasecmp(name, "proxy-", 6) == 0))
-		return 1;
-	for (const char *const *n = names; *n; n++)
-		if (strlen(*n) == len && strncasecmp(name, *n, len) == 0)
-			return 1;
-	return 0;
-}
-
 static int is_header(const char *line)
 {
 	static const char token[] = "!#$%&'*+-.^_`|~0123456789"
@@ -183,7 +167,7 @@ static int check_headers(const struct pr_strs *headers, struct pr_err *err)
 			(void)pr_hint(err, "write it as \"Name: value\", without control characters");
 			return bad_config(err);
 		}
-		if (is_reserved(line, (size_t)name)) {
+		if (pr_consumer_header_reserved(line, (size_t)name)) {
 			(void)pr_fail(err, PR_STOP, "handler.headers: %.*s is set by the consumer itself",
 				name > 64 ? 64 : name, line);
 			return bad_config(err);

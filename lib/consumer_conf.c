@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #define AT(field)   offsetof(struct pr_consumer_conf, field)
 #define RULE(field) offsetof(struct pr_rule, field)
@@ -355,6 +356,8 @@ static int check_url(const char *url, const struct pr_conf *conf, struct pr_err 
 	for (const char *p = url; *p; p++)
 		if (*p <= ' ' || *p > '~')
 			return pr_conf_fail(conf, key, err, "holds a character that no URL has");
+	if (strchr(url, '#'))
+		return pr_conf_fail(conf, key, err, "may not have a fragment (#...)");
 	if (!memchr(host, '@', n))
 		return 0;
 	(void)pr_conf_fail(conf, key, err, "may not hold a user or password");
@@ -366,6 +369,29 @@ static int is_header_name(const char *s, size_t n)
 	return n > 0 && strspn(s, LETTERS DIGITS "!#$%&'*+-.^_`|~") >= n;
 }
 
+int pr_consumer_header_reserved(const char *name, size_t n)
+{
+	static const char *const names[] = { "accept-encoding", "connection", "content-encoding",
+		"content-length", "content-type", "expect", "host", "idempotency-key", "keep-alive", "te",
+		"traceparent", "trailer", "transfer-encoding", "upgrade", "user-agent", NULL };
+
+	if ((n >= 8 && strncasecmp(name, "webhook-", 8) == 0) ||
+		(n >= 6 && strncasecmp(name, "proxy-", 6) == 0))
+		return 1;
+	for (const char *const *s = names; *s; s++)
+		if (strlen(*s) == n && strncasecmp(name, *s, n) == 0)
+			return 1;
+	return 0;
+}
+
+static int has_control(const char *s)
+{
+	for (; *s; s++)
+		if (((unsigned char)*s < ' ' && *s != '\t') || *s == 0x7f)
+			return 1;
+	return 0;
+}
+
 static int check_http_headers(
 	const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
 {
@@ -375,11 +401,38 @@ static int check_http_headers(
 		size_t n = strcspn(h->v[i], ":");
 
 		/* Not the text: it may be a secret. */
-		if (h->v[i][n] != ':' || !is_header_name(h->v[i], n) || strpbrk(h->v[i], "\r\n"))
+		if (h->v[i][n] != ':' || !is_header_name(h->v[i], n) || has_control(h->v[i]))
 			return pr_conf_fail(conf, "handler.headers", err,
 				"element %zu is not of the form \"Name: value\"", i + 1);
+		if (pr_consumer_header_reserved(h->v[i], n))
+			return pr_conf_fail(conf, "handler.headers", err,
+				"%.*s is set by the consumer itself", (int)n, h->v[i]);
 	}
 	return 0;
+}
+
+/* "whsec_" and the base64, padded or not, of 24 to 64 bytes. */
+static int is_signing_key(const char *s, size_t n)
+{
+	size_t bytes;
+
+	if (n < 6 || strncmp(s, "whsec_", 6) != 0)
+		return 0;
+	while (n > 6 && s[n - 1] == '=')
+		n--;
+	bytes = (n - 6) * 3 / 4;
+	return strspn(s + 6, LETTERS DIGITS "+/") >= n - 6 && (n - 6) % 4 != 1 && bytes >= 24 && bytes <= 64;
+}
+
+/* Several, with spaces between them, while one is being replaced. */
+static int is_signing_secret(const char *s)
+{
+	int keys = 0;
+
+	for (; *(s += strspn(s, " ")); s += strcspn(s, " "), keys++)
+		if (!is_signing_key(s, strcspn(s, " ")))
+			return 0;
+	return keys > 0;
 }
 
 static int check_http_handler(
@@ -387,10 +440,11 @@ static int check_http_handler(
 {
 	if (check_url(c->handler.url, conf, err) < 0 || check_http_headers(c, conf, err) < 0)
 		return -1;
-	if (!c->handler.secret || strncmp(c->handler.secret, "whsec_", 6) == 0)
+	if (!c->handler.secret || is_signing_secret(c->handler.secret))
 		return 0;
-	(void)pr_conf_fail(conf, "handler.secret", err, "must begin with whsec_");
-	return pr_hint(err, "whsec_ and the base64 of 24 to 64 random bytes");
+	(void)pr_conf_fail(
+		conf, "handler.secret", err, "must be whsec_ followed by the base64 of 24 to 64 bytes");
+	return pr_hint(err, "make one: echo whsec_$(openssl rand -base64 32)");
 }
 
 /* An option that only some kinds of handler take: set is what the file says. */

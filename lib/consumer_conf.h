@@ -80,4 +80,8 @@ extern const struct pr_opt pr_consumer_options[];
 int pr_consumer_conf_validate(
 	const void *target, const struct pr_conf *conf, struct pr_err *err) PR_MUSTCHECK;
 
+/* Whether the http handler sets a header of this name itself, or it frames the message: handler.headers may
+ * not name it. */
+int pr_consumer_header_reserved(const char *name, size_t n);
+
 #endif

@@ -76,11 +76,11 @@ def test_secrets_are_not_shown(check):
     text = BASE.replace('kind = "sql"; function = "seat.on_event";',
                         'kind = "http"; url = "http://127.0.0.1:1/e"; secret = "env:SIGN"; '
                         'headers = ( "Authorization: env:AUTH" );')
-    env = {"SIGN": "whsec_c2VjcmV0", "AUTH": "Bearer s3cret"}
+    env = {"SIGN": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "AUTH": "Bearer s3cret"}
     done = check(text, mode="--print-config", env=env)
     assert done.returncode == 0 and "http://127.0.0.1:1/e" in done.stdout
-    assert "c2VjcmV0" not in done.stdout + done.stderr and "s3cret" not in done.stdout + done.stderr
-    assert check(text, env={"SIGN": "whsec_c2VjcmV0"}).returncode == 78
+    assert "MfKQ9r8" not in done.stdout + done.stderr and "s3cret" not in done.stdout + done.stderr
+    assert check(text, env={"SIGN": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}).returncode == 78
 
 
 # ---------------------------------------------------------------- explain-error

@@ -403,9 +403,12 @@ def test_a_stop_during_an_undo(inbox, receiver):  # noqa: F811
     ({"secret": "env:WEBHOOK_SECRET"}, "handler.secret"),
 ], ids=["scheme", "credentials", "reserved-header", "no-header", "secret"])
 def test_a_bad_config_is_named_and_ends_the_consumer(inbox, handler, words):  # noqa: F811
-    """Exit status 78, the option's name, and nothing of the secret."""
+    """Exit status 78, the option's name, and nothing of the secret; --check says the same."""
     box = inbox(partitions=1)
-    c = box.consumer(http(**{"url": "http://127.0.0.1:1/events", **handler}), env={"WEBHOOK_SECRET": "whsec_s3cret"})
+    env = {"WEBHOOK_SECRET": "whsec_s3cret"}
+    c = box.consumer(http(**{"url": "http://127.0.0.1:1/events", **handler}), env=env)
+    checked = servers.Cli("postrider-consumer").run("-c", c.file, "--check", env=env)
+    assert checked.returncode == 78 and words in checked.stderr and "s3cret" not in checked.stderr
     c.start()
     assert c.wait() == 78, c.log_text()
     assert words in c.log_text() and "s3cret" not in c.log_text()

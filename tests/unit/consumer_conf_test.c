@@ -156,7 +156,9 @@ static void test_sample_tells_the_truth(void **state)
 	expect_defaults(&c);
 	pr_conf_free(conf);
 	uncomment(sample);
-	assert_int_equal(setenv("POSTRIDER_TOKEN", "t", 1) + setenv("WEBHOOK_SECRET", "whsec_x", 1), 0);
+	assert_int_equal(setenv("POSTRIDER_TOKEN", "t", 1) +
+				 setenv("WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", 1),
+		0);
 	if (pr_conf_load_text("t.cfg", sample, strlen(sample), pr_consumer_options, &c, NULL, 0, &conf, &err))
 		fail_msg("%s", err.text);
 	expect_defaults(&c);
@@ -246,6 +248,15 @@ static void test_handlers(void **state)
 		{ "handler: { kind = \"http\"; url = \"http://h/a@b\"; };", NULL },
 		{ "handler: { kind = \"http\"; url = \"http://h/a b\"; };", "no URL has" },
 		{ "handler: { kind = \"http\"; url = \"http://h\"; secret = \"abc\"; };", "whsec_" },
+		{ "handler: { kind = \"http\"; url = \"http://h\"; secret = \"whsec_abc\"; };",
+			"24 to 64 bytes" },
+		{ "handler: { kind = \"http\"; url = \"http://h#x\"; };", "fragment" },
+		{ "handler: { kind = \"http\"; url = \"http://h\"; headers = ( \"CONTENT-length: 1\" ); };",
+			"CONTENT-length is set by the consumer itself" },
+		{ "handler: { kind = \"http\"; url = \"http://h\"; headers = ( \"webhook-x: 1\" ); };",
+			"is set by the consumer itself" },
+		{ "handler: { kind = \"http\"; url = \"http://h\"; headers = ( \"X: a\x01\" ); };",
+			"element 1" },
 		{ "handler: { kind = \"http\"; url = \"http://h\"; headers = [ \"X-A: b\" ]; };", NULL },
 		{ "handler: { kind = \"http\"; url = \"http://h\"; headers = [ \"X-A b\" ]; };",
 			"element 1 is not of the form" },
@@ -433,14 +444,16 @@ static void test_secrets_are_masked(void **state)
 	char *s;
 
 	(void)state;
-	assert_int_equal(setenv("T_SIGN", "whsec_c2VjcmV0", 1) + setenv("T_AUTH", "Bearer s3cret", 1), 0);
+	assert_int_equal(setenv("T_SIGN", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", 1) +
+				 setenv("T_AUTH", "Bearer s3cret", 1),
+		0);
 	load(text, &c, &conf);
 	assert_string_equal(c.handler.headers.v[0], "Authorization: Bearer s3cret");
 	f = open_memstream(&s, &n);
 	pr_conf_print(conf, f);
 	(void)fclose(f);
 	assert_null(strstr(s, "s3cret"));
-	assert_null(strstr(s, "c2VjcmV0"));
+	assert_null(strstr(s, "MfKQ9r8"));
 	assert_non_null(strstr(s, "X-A: plain"));
 	free(s);
 	pr_conf_free(conf);
