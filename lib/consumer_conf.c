@@ -124,12 +124,15 @@ const struct pr_opt pr_consumer_options[] = {
 		.doc = "Of http: where each message is posted to. Redirects are not followed." },
 	{ "handler.secret", PR_OPT_SECRET, AT(handler.secret), .flags = PR_OPT_NO_RELOAD,
 		.example = "env:WEBHOOK_SECRET",
-		.doc = "Of http: key \"whsec_...\" that signs each request as Standard Webhooks has it; not "
-		       "signed when not set." },
+		.doc = "Of http: key \"whsec_...\" that signs each request as Standard Webhooks has it; "
+		       "several "
+		       "with spaces between them while one is being replaced; not signed when not set." },
 	{ "handler.headers", PR_OPT_STRS, AT(handler.headers), .flags = PR_OPT_NO_RELOAD,
 		.example = "X-Team: seat",
 		.doc = "Of http: further headers, \"Name: value\" each. Secret ones may be \"Authorization: "
-		       "env:NAME\" or \"Authorization: file:/path\"." },
+		       "env:NAME\" or \"Authorization: file:/path\". Those that the consumer sets or that "
+		       "frame "
+		       "the message are refused." },
 	{ "handler.response_bytes", PR_OPT_SIZE, AT(handler.response_bytes), "64kB", .min = KB,
 		.max = 64 * MB, .flags = PR_OPT_NO_RELOAD,
 		.doc = "Of http and exec: most bytes of one answer." },
