@@ -46,10 +46,10 @@ static int may_park(struct lane *l)
 {
 	struct pr_err err;
 
-	if (atomic_load(&l->c->parked_keys) < (uint64_t)l->c->conf->limits.parked_keys)
+	if (atomic_load(&l->c->parked_keys) < (uint64_t)pr_setting(&l->c->conf->limits.parked_keys))
 		return 1;
 	(void)pr_fail(&err, PR_RETRY, "%lld keys are parked, the most that limits.parked_keys allows",
-		(long long)l->c->conf->limits.parked_keys);
+		(long long)pr_setting(&l->c->conf->limits.parked_keys));
 	(void)pr_hint(&err, "mend what they fail of and release them, or raise the limit");
 	health_trouble(l->c, TROUBLE_PARKED, &err);
 	return 0;

@@ -572,7 +572,7 @@ static rd_kafka_t *new_member(struct group *g, struct pr_err *err)
 	const struct pr_consumer_conf *conf = g->c->conf;
 	struct pr_kafka_prop props[24];
 	char *member = member_name(conf), bytes[24], kbytes[24], messages[24];
-	int64_t prefetch = conf->limits.prefetch_bytes;
+	int64_t prefetch = pr_setting(&conf->limits.prefetch_bytes);
 	rd_kafka_t *rk;
 	size_t n = 0;
 
@@ -699,7 +699,7 @@ void *group_thread(void *consumer)
 	while (!atomic_load(&finishing) && pr_mono_us() < deadline) {
 		turn(g);
 		if (deadline == PR_FOREVER && atomic_load(&c->stopping))
-			deadline = pr_mono_us() + c->conf->drain_us;
+			deadline = pr_mono_us() + pr_setting(&c->conf->drain_us);
 	}
 	final_commit(g);
 	drop_slots(g);

@@ -170,7 +170,7 @@ static void held_remove(struct lane *l, const struct message *m)
 
 	keyset_remove(l->keys, m);
 	show_keys(l, before);
-	if (atomic_load(&l->c->parked_keys) < (uint64_t)l->c->conf->limits.parked_keys)
+	if (atomic_load(&l->c->parked_keys) < (uint64_t)pr_setting(&l->c->conf->limits.parked_keys))
 		health_trouble(l->c, TROUBLE_PARKED, NULL);
 }
 
@@ -329,7 +329,7 @@ static void suspect(struct lane *l, struct message *m, struct work *w)
 	struct outcome why = { .cls = PR_FAIL_CRASH };
 
 	if (w->v.why.cls == PR_FAIL_CRASH || rule->attempts == 0 ||
-		m->attempts < (unsigned)(rule->attempts - 1 + l->c->conf->limits.crashes))
+		m->attempts < (unsigned)(rule->attempts - 1 + pr_setting(&l->c->conf->limits.crashes)))
 		return;
 	(void)snprintf(why.text, sizeof(why.text),
 		"begun %u times, and the last never finished: it takes the process along", m->attempts);

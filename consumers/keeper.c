@@ -59,7 +59,7 @@ static int begin(struct keeper *k, struct pr_err *err)
 		return -1;
 	if (conf->dedupe == PR_DEDUPE_INBOX) {
 		(void)snprintf(keep, sizeof(keep), "%" PRId64, pr_setting(&conf->inbox.keep_us));
-		(void)snprintf(horizon, sizeof(horizon), "%" PRId64, conf->inbox.horizon_us);
+		(void)snprintf(horizon, sizeof(horizon), "%" PRId64, pr_setting(&conf->inbox.horizon_us));
 		res = pr_pg_exec(
 			k->pg, sql_keeper_begin, 3, (const char *const[]){ conf->group, keep, horizon }, err);
 		if (!res)

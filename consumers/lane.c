@@ -31,7 +31,7 @@ struct lane *lane_new(struct consumer *c, int number)
 	(void)pthread_cond_init(&l->changed, &attr);
 	(void)pthread_condattr_destroy(&attr);
 	l->tail = &l->head;
-	l->limit = (size_t)c->conf->limits.batch_events;
+	l->limit = (size_t)pr_setting(&c->conf->limits.batch_events);
 	l->keys = keyset_new();
 	return l;
 }
@@ -43,7 +43,7 @@ struct lane *lane_of(struct consumer *c, int lane)
 
 int lane_has_room(struct lane *l)
 {
-	size_t share = (size_t)(l->c->conf->limits.buffer_bytes / l->c->conf->lanes);
+	size_t share = (size_t)(pr_setting(&l->c->conf->limits.buffer_bytes) / l->c->conf->lanes);
 
 	if (atomic_load(&l->bytes) < share)
 		return 1;
@@ -199,7 +199,7 @@ static void remember_attempts(struct lane *l, struct work *w)
 		return;
 	if (pl->attempt_batch == 1) {
 		w->m->attempts = (unsigned)pl->attempts;
-		if (pl->attempts >= l->c->conf->limits.crashes) {
+		if (pl->attempts >= pr_setting(&l->c->conf->limits.crashes)) {
 			(void)snprintf(why.text, sizeof(why.text),
 				"begun %u times and never finished: it takes the process along",
 				w->m->attempts);
@@ -224,7 +224,7 @@ static void work_add(struct lane *l, struct message *m)
 /* More messages from the queue, up to one batch. */
 static void take(struct lane *l)
 {
-	size_t most = (size_t)l->c->conf->limits.batch_events;
+	size_t most = (size_t)pr_setting(&l->c->conf->limits.batch_events);
 	struct message *m;
 
 	(void)pthread_mutex_lock(&l->mutex);
@@ -277,7 +277,7 @@ static void positions_moved(struct lane *l)
 
 void lane_done(struct lane *l, size_t n)
 {
-	size_t share = (size_t)(l->c->conf->limits.buffer_bytes / l->c->conf->lanes);
+	size_t share = (size_t)(pr_setting(&l->c->conf->limits.buffer_bytes) / l->c->conf->lanes);
 	struct message *freed = NULL, **tail = &freed;
 	size_t bytes = 0;
 
@@ -395,7 +395,7 @@ static size_t batch_of(const struct lane *l)
 	size_t n = l->careful || l->probing || l->work[0].alone ? 1
 		   : l->limit < l->work_n                       ? l->limit
 								: l->work_n;
-	size_t bytes = 0, most = (size_t)l->c->conf->limits.batch_bytes;
+	size_t bytes = 0, most = (size_t)pr_setting(&l->c->conf->limits.batch_bytes);
 
 	for (size_t i = 0; i < n; i++) {
 		bytes += l->work[i].m->bytes;
@@ -407,7 +407,7 @@ static size_t batch_of(const struct lane *l)
 
 static void went_well(struct lane *l, size_t n)
 {
-	size_t most = (size_t)l->c->conf->limits.batch_events;
+	size_t most = (size_t)pr_setting(&l->c->conf->limits.batch_events);
 
 	well(l);
 	l->retries = 0;
@@ -451,7 +451,7 @@ static void lost_with(struct lane *l, size_t n, const struct pr_err *err)
 	struct outcome why = { .cls = PR_FAIL_CRASH };
 
 	l->careful = l->careful > n ? l->careful : n;
-	if (n == 1 && ++l->work[0].broke >= (unsigned)l->c->conf->limits.crashes) {
+	if (n == 1 && ++l->work[0].broke >= (unsigned)pr_setting(&l->c->conf->limits.crashes)) {
 		(void)snprintf(why.text, sizeof(why.text),
 			"the database's session ended %u times with it: %s", l->work[0].broke, err->text);
 		decide(l, l->work[0].m, &why, &l->work[0].v);

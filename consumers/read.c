@@ -178,7 +178,7 @@ static struct message *wanted(struct slot *s, rd_kafka_message_t *rkm)
 /* Nonzero when its queue may hold more that there is room for. */
 static int read_slot(struct group *g, struct slot *s)
 {
-	size_t limit = (size_t)g->c->conf->limits.prefetch_bytes / 2;
+	size_t limit = (size_t)pr_setting(&g->c->conf->limits.prefetch_bytes) / 2;
 	rd_kafka_message_t *rkm;
 	struct message *m;
 
@@ -226,7 +226,7 @@ int read_turn(struct group *g)
 	int more = 0;
 
 	g->dry = 0;
-	if (atomic_load(&g->c->parked_keys) >= (uint64_t)conf->limits.parked_keys) {
+	if (atomic_load(&g->c->parked_keys) >= (uint64_t)pr_setting(&conf->limits.parked_keys)) {
 		g->dry = 1;
 		return 0;
 	}
