@@ -208,6 +208,25 @@ def test_a_kill_between_effect_and_record(inbox, example):  # noqa: F811
     assert not box.dead() and c.terminate() == 0
 
 
+def test_partitions_wander_under_load(inbox, receiver):  # noqa: F811
+    """Members come and go while a slow receiver works: requests may come twice, but the first time that an event
+    comes, all before it of its key have come."""
+    box = inbox(partitions=4)
+    never = threading.Event()
+    got = receiver(lambda event: never.wait(0.02) or 204)
+    box.send(1200, keys=40)
+    first = box.member(http(got.url)).start()
+    wait_until(lambda: len(got.seen) > 100, 20, "the first hundred requests")
+    second = box.member(http(got.url)).start()
+    wait_until(lambda: len(got.seen) > 400, 20, "more requests")
+    assert first.terminate() == 0
+    box.stands(40)
+    assert second.running() and not box.dead() and not box.parked()
+    assert len(set(got.ids())) == 1200
+    for key, ids in box.keys.items():
+        assert list(dict.fromkeys(r.id for r in got.seen if r.event["key"] == key)) == ids, key
+
+
 def test_both_sides_die_under_load(inbox, example):  # noqa: F811
     """Events arrive all the time; the receiver and both members of the group are killed again and again. In the
     end each event was applied once, and the last of each key is the last that was sent."""
