@@ -1,0 +1,262 @@
+"""tests/fault/test_consumer_members.py -- members that come, go, stand still and come back: who owns a partition is
+decided by its epoch in the database, and the effects of whoever lost it never commit."""
+import contextlib
+import os
+import random
+import signal
+import threading
+
+import pytest
+import servers
+from inbox import ROW, SET, c_handler, inbox  # noqa: F401
+from wait import stays, wait_until
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def epochs(i):
+    return i.one("SELECT sum(epoch) FROM inbox.position WHERE \"group\" = %s AND lane = 0", (i.group,))
+
+
+# ---------------------------------------------------------------- coming and going
+
+def test_rebalance_storm(inbox):  # noqa: F811
+    """Story: members join, leave and are killed every moment, under load. Each event is applied once, in order, and
+    they get on with the work meanwhile."""
+    i = inbox(partitions=6)
+    rnd = random.Random(11)
+    here = [i.member(ROW).start() for _ in range(2)]
+    gone = []
+    with i.stream(rate=600, keys=60):
+        i.flows(50)
+        for turn in range(10):
+            before = i.count()
+            if len(here) < 4 and (turn % 2 == 0 or len(here) == 1):
+                here.append(i.member(rnd.choice((ROW, SET))).start())
+            else:
+                c = here.pop(0)
+                c.signal(signal.SIGTERM)
+                gone.append(c)
+            wait_until(lambda: i.count() > before + 100, 20, "work to go on", interval=0.02)
+    i.check(timeout=40)
+    for c in gone:
+        assert c.wait(20) == 0, c.log_text()[-2000:]
+    assert epochs(i) > 6 * 4, "partitions have wandered"
+
+
+def test_killed_member_is_replaced(inbox):  # noqa: F811
+    """Two members, one of them killed: the other takes its partitions after the session timeout; what it has of its
+    own goes on all the while."""
+    i = inbox(partitions=4)
+    a, b = i.member().start(), i.member().start()
+    with i.stream(rate=400, keys=40):
+        wait_until(lambda: i.one("SELECT count(DISTINCT client) FROM (SELECT substring(by FROM 'lane.*') AS client"
+                                 " FROM app.effect) x") >= 1 and epochs(i) >= 6, 20, "both to work")
+        a.kill9()
+        i.flows(200)
+        wait_until(lambda: all(r[0] < 0.8 for r in i.db.query(
+            "SELECT extract(epoch FROM clock_timestamp() - max(at)) FROM app.effect GROUP BY partition")), 25,
+            "all partitions to move again", interval=0.05)
+    i.check()
+    assert b.running()
+
+
+def test_slow_handler_stays_in_the_group(inbox):  # noqa: F811
+    """Story: a handler takes longer than max.poll.interval.ms. A client whose poll loop waits for it is thrown out,
+    its partitions wander, and another handles the same event while it still does. Ours stays."""
+    i = inbox(partitions=2)
+    two = [i.consumer(config={"lanes": 1, "kafka": {"properties": ["max.poll.interval.ms=10000"]},
+                              "handler": {"timeout": "30s"}}).start().wait_ready() for _ in range(2)]
+    i.send(20)
+    i.check()
+    calm = [c.metric("postrider_consumer_rebalances_total") for c in two], epochs(i)
+    i.poison("slow", "sleep 11", seq=1)
+    slow = i.event("slow")
+    i.check(timeout=40)
+    assert i.count(f"id = '{slow}'") == 1
+    assert i.one("SELECT last_value FROM app.tries") == 1, "nobody else tried it"
+    assert ([c.metric("postrider_consumer_rebalances_total") for c in two], epochs(i)) == calm
+    for c in two:
+        assert "fenced" not in c.log_text() and "revoked" not in c.log_text().split("assigned")[-1]
+
+
+# ---------------------------------------------------------------- zombies
+
+def zombie_lock(i):
+    """Holds back what the handler waits for (how = wait)."""
+    lock = i.db.connect()
+    with lock.cursor() as cur:
+        cur.execute("SELECT pg_advisory_lock(4711)")
+    return lock
+
+
+def waits(i):
+    return i.one("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'")
+
+
+@pytest.mark.parametrize("handler", [ROW, SET], ids=["row", "set"])
+def test_zombie_with_a_decided_batch(inbox, handler):  # noqa: F811
+    """Story: a member has sent its batch and stands still (SIGSTOP, a frozen machine). Another one under its name takes
+    over. The batch is let go in the database, which needs no member for that: its epoch is too old, nothing of it
+    commits. The woken one says that it was fenced, and leaves."""
+    i = inbox(partitions=1)
+    i.poison("k0", "wait", seq=1)
+    i.send(20, keys=4)
+    lock = zombie_lock(i)
+    a = i.consumer(handler, {"lanes": 1, "member": "one"}).start()
+    wait_until(lambda: waits(i) == 1, 15, "the batch to be decided")
+    a.sigstop()
+    b = i.consumer(handler, {"lanes": 1, "member": "one"}).start()
+    wait_until(lambda: epochs(i) == 2, 15, "the second to take over")
+    lock.close()
+    i.check()
+    i.send(20, keys=4)
+    i.check()
+    a.sigcont()
+    assert a.wait(20) != 0
+    assert "fenced" in a.log_text()
+    i.send(20, keys=4)
+    i.check()
+    assert b.running()
+    assert i.count("by LIKE '%lane%'") == 60
+
+
+def test_zombie_that_stays(inbox):  # noqa: F811
+    """The same with a member that has no name: it comes back into the group, and both work on."""
+    i = inbox(partitions=2)
+    i.poison("k0", "wait", seq=1)
+    i.send(20, keys=4)
+    lock = zombie_lock(i)
+    a = i.consumer(config={"http": {"listen": "127.0.0.1:0"}, "handler": {"timeout": "20s"}}).start()
+    wait_until(lambda: waits(i) == 1, 15, "the batch to be decided")
+    a.sigstop()
+    b = i.consumer(config={"handler": {"timeout": "20s"}}).start()
+    before = epochs(i)
+    wait_until(lambda: epochs(i) > before, 25, "the second to take over")
+    lock.close()
+    i.check()
+    a.sigcont()
+    wait_until(lambda: "fenced" in a.log_text(), 15, "it to see that it was fenced")
+    i.send(200)
+    i.check()
+    assert a.running() and b.running()
+
+
+def test_zombie_in_an_open_transaction(inbox):  # noqa: F811
+    """Story: a C handler stands still between two statements, its transaction open: it holds the ids of its batch,
+    uncommitted, and whoever takes over waits for them. He must not have to wait for the zombie to die."""
+    i = inbox(partitions=1)
+    gate = os.path.join(servers.new_dir("gate"), "gate")
+    with open(gate, "w", encoding="ascii"):
+        pass
+    i.poison("k0", "wait", seq=3)
+    i.send(20, keys=4)
+    handler = c_handler(gate)
+    a = i.consumer(handler, {"lanes": 1, "member": "one"}).start()
+    wait_until(lambda: i.one("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                             " AND state = 'idle in transaction'"), 15, "the handler to stand")
+    a.sigstop()
+    os.unlink(gate)
+    i.consumer(handler, {"lanes": 1, "member": "one"}).start()
+    i.check(timeout=20)
+    a.sigcont()
+    assert a.wait(20) != 0
+    i.send(20, keys=4)
+    i.check()
+
+
+def test_two_that_claim_in_turns(inbox):  # noqa: F811
+    """Story: two processes under one name, both sure that they own the partition (a client bug, a broken broker):
+    claims go back and forth under load. Each effect is there once, whatever the group thinks."""
+    i = inbox(partitions=2)
+    c = i.consumer(config={"limits": {"batch_events": 7}}).start()
+    end = threading.Event()
+
+    def usurper():
+        with contextlib.closing(i.db.connect()) as conn, conn.cursor() as cur:
+            while not end.wait(0.15):
+                cur.execute("SELECT count(*) FROM inbox.claim(%s, %s, '{0,1}', 2)", (i.group, [i.topic, i.topic]))
+    t = threading.Thread(target=usurper, daemon=True)
+    with i.stream(rate=800):
+        i.flows(50)
+        t.start()
+        wait_until(lambda: c.metric("postrider_consumer_fenced_total") >= 3, 30, "it to be fenced")
+        end.set()
+        t.join()
+    i.check()
+    assert "fenced" in c.log_text()
+    i.wait_state(c, "ok")
+
+
+# ---------------------------------------------------------------- side by side
+
+def test_two_groups_on_one_database(inbox):  # noqa: F811
+    """The ids, positions, parked keys and dead letters of one are nothing to the other."""
+    i = inbox()
+    i.poison("k3", "P0001", seq=2)
+    i.send(100, keys=10)
+    park = {"errors": [{"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "1h"}]}
+    i.consumer(config=park).start()
+    i.consumer(group=i.group + "b").start()
+    late = i.keys["k3"][1:]
+    i.wait_count(2 * 100 - 9 - 1)
+    i.stands()
+    assert i.one("SELECT count(*) FROM inbox.dead_letter WHERE \"group\" = %s", (i.group + "b",)) == 1
+    assert i.one("SELECT count(*) FROM inbox.parked") == 9 and i.dead() == []
+    mine = "by LIKE '%%" + i.group + " lane%%'"
+    assert i.count(mine) == 91 and i.count(f"NOT {mine}") == 99
+    assert len({r[0] for r in i.db.query(f"SELECT id FROM app.effect WHERE {mine}")}) == 91
+    i.cure()
+    assert i.one("SELECT inbox.parked_request(%s, topic, partition, 'k3', 'retry') FROM inbox.parked LIMIT 1", (i.group,))
+    i.wait_count(199)
+    assert i.count(mine) == 100
+    assert not set(late) - {r[0] for r in i.db.query(f"SELECT id::text FROM app.effect WHERE {mine}")}
+
+
+def test_another_group_name_starts_over(inbox):  # noqa: F811
+    """That is what renaming a group means, and only that."""
+    i = inbox()
+    i.send(60)
+    c = i.consumer().start()
+    i.check()
+    c.terminate()
+    i.consumer(group=i.group + "new").start()
+    i.wait_count(120)
+    stays(lambda: i.count() == 120, 0.5)
+
+
+def test_change_of_lanes(inbox):  # noqa: F811
+    """Story: the number of lanes changes at each start, with a parked key and events left by the last one. A key may
+    change its lane only when nothing of the old lanes is owed, or it overtakes itself."""
+    i = inbox(partitions=2)
+    i.poison("k5", "P0001", seq=30)
+    park = {"errors": [{"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "1h"}]}
+    c = i.consumer()
+    with i.stream(rate=1000, keys=30):
+        for lanes in (1, 4, 3, 8, 2):
+            c = i.consumer(config={"lanes": lanes, **park}, port=c.port).start()
+            i.flows(200)
+            if lanes % 2:
+                c.kill9()
+            else:
+                assert c.terminate() == 0
+    c = i.consumer(config={"lanes": 5, **park}, port=c.port).start()
+    i.check(without=i.keys["k5"][29:])
+    wait_until(lambda: i.db.query("SELECT DISTINCT lane_count FROM inbox.position") == [(5,)], 15, "all lanes to be five")
+    i.cure()
+    for p in (0, 1):
+        i.db.query("SELECT inbox.parked_request(%s, %s, %s, 'k5', 'retry')", (i.group, i.topic, p))
+    i.check()
+
+
+def test_sigterm_under_load(inbox):  # noqa: F811
+    """What is being handled is finished, what is not is left; status 0, within seconds."""
+    i = inbox()
+    c = i.consumer()
+    with i.stream(rate=1500):
+        for _ in range(4):
+            c.start()
+            i.flows(150)
+            assert c.terminate(15) == 0
+    c.start()
+    i.check()
