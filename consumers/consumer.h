@@ -104,6 +104,7 @@ struct consumer {
 	/* keeper -> everybody */
 	atomic_int ready; /* database and inbox are what we need: group and lanes are started */
 	_Atomic int64_t postgres_contact_us, kafka_contact_us; /* monotonic: last known to be there */
+	atomic_int counted;                                    /* the group's numbers below are known */
 	_Atomic uint64_t reconnects;                           /* sessions opened anew */
 	_Atomic uint64_t dead_letters;                         /* waiting for a decision */
 	_Atomic uint64_t group_parked_keys, group_parked_events, retrying, replays; /* of the whole group */

@@ -440,6 +440,7 @@ static void refresh_parts(struct consumer *c)
 
 static void refresh_gauges(struct consumer *c)
 {
+	int counted = atomic_load(&c->counted);
 	struct pr_verdict v;
 
 	judge(c, &v);
@@ -452,14 +453,14 @@ static void refresh_gauges(struct consumer *c)
 	follow(&gauges.fenced, atomic_load(&c->fenced));
 	follow(&gauges.rebalances, (uint64_t)atomic_load(&c->rebalances));
 	follow(&gauges.reconnects, atomic_load(&c->reconnects));
-	pr_gauge_set(gauges.dead_letters, (double)atomic_load(&c->dead_letters));
-	pr_gauge_set(gauges.retrying, (double)atomic_load(&c->retrying));
-	pr_gauge_set(gauges.parked_events, (double)parked_events(c));
-	pr_gauge_set(gauges.parked_keys, (double)parked_keys(c));
-	pr_gauge_set(gauges.parked_oldest, parked_oldest_s(c));
+	pr_gauge_set(gauges.dead_letters, counted ? (double)atomic_load(&c->dead_letters) : NAN);
+	pr_gauge_set(gauges.retrying, counted ? (double)atomic_load(&c->retrying) : NAN);
+	pr_gauge_set(gauges.parked_events, counted ? (double)parked_events(c) : NAN);
+	pr_gauge_set(gauges.parked_keys, counted ? (double)parked_keys(c) : NAN);
+	pr_gauge_set(gauges.parked_oldest, counted ? parked_oldest_s(c) : NAN);
 	pr_gauge_set(gauges.breaker, atomic_load(&c->breaker_probe_us) != 0);
 	pr_gauge_set(gauges.assigned, atomic_load(&c->assigned));
-	pr_gauge_set(gauges.replays, (double)atomic_load(&c->replays));
+	pr_gauge_set(gauges.replays, counted ? (double)atomic_load(&c->replays) : NAN);
 	refresh_parts(c);
 	(void)pthread_mutex_unlock(&gauges.mutex);
 }
@@ -565,6 +566,16 @@ static void put_lag(struct consumer *c, struct pr_buf *b)
 		pr_put_int(b, "lag_events", events);
 }
 
+/* null until the database was asked for the first time. */
+static void put_counted(
+	const struct consumer *c, struct pr_buf *b, const char *name, const _Atomic uint64_t *number)
+{
+	if (atomic_load(&c->counted))
+		pr_put_int(b, name, (int64_t)atomic_load(number));
+	else
+		pr_buf_printf(b, ",\"%s\":null", name);
+}
+
 static void page_status(void *ctx, const struct pr_request *req, struct pr_response *resp)
 {
 	struct consumer *c = ctx;
@@ -589,9 +600,9 @@ static void page_status(void *ctx, const struct pr_request *req, struct pr_respo
 	pr_put_int(&b, "parked_events", (int64_t)parked_events(c));
 	pr_put_int(&b, "parked_keys", (int64_t)parked_keys(c));
 	pr_put_seconds(&b, "parked_oldest_seconds", parked_oldest_s(c));
-	pr_put_int(&b, "dead_letters", (int64_t)atomic_load(&c->dead_letters));
-	pr_put_int(&b, "retrying", (int64_t)atomic_load(&c->retrying));
-	pr_put_int(&b, "replays", (int64_t)atomic_load(&c->replays));
+	put_counted(c, &b, "dead_letters", &c->dead_letters);
+	put_counted(c, &b, "retrying", &c->retrying);
+	put_counted(c, &b, "replays", &c->replays);
 	put_breaker(c, &b);
 	put_parts(c, &b);
 	pr_put_problems(&b, &c->board);

@@ -140,6 +140,7 @@ static int stats(struct keeper *k, struct pr_err *err)
 	PQclear(res);
 	if (count_parked(k, err) < 0)
 		return -1;
+	atomic_store(&c->counted, 1);
 	took = SHARE * (pr_mono_us() - began);
 	k->next_stats_us = pr_mono_us() + (took > STATS_US ? took : STATS_US);
 	return 0;

@@ -227,7 +227,8 @@ def test_starts_before_postgres(own_pg, inbox):  # noqa: F811
     pg.stop("immediate")
     c = i.consumer().start()
     i.wait_state(c, "error")
-    assert c.get("/healthz")[0] == 200
+    assert c.get("/healthz")[0] == 200 and c.status()["dead_letters"] is None and c.status()["lag_seconds"] is None
+    assert 'postrider_dlq_events{group="%s"} NaN' % i.group in c.get("/metrics")[1]
     pg.start()
     i.send(5)
     i.check()
