@@ -40,13 +40,24 @@ void dlq_scan_begin(struct dlq_scan *s, const struct cli *c, struct pr_pg *pg, c
 	put_time(c, "until", s->until, sizeof(s->until));
 }
 
+/* Page after page in the order of an index: a planner without statistics would rather sort all that is left,
+ * each time (1,000,000 dead letters: 108 s instead of 9). */
+static int plan_by_index(struct dlq_scan *s, struct pr_err *err)
+{
+	return pr_pg_run(s->pg,
+		"SET enable_sort = off; SET enable_seqscan = off; SET enable_bitmapscan = off", 0, NULL, err);
+}
+
 static int next_page(struct dlq_scan *s, struct pr_err *err)
 {
 	char after[24], through[24], most[24];
 	const char *params[11] = { s->group, s->topic, s->type, s->cls, s->code, *s->since ? s->since : NULL,
 		*s->until ? s->until : NULL, s->state, after, through, most };
 
+	if (!s->res && plan_by_index(s, err) < 0)
+		return -1;
 	PQclear(s->res);
+	s->res = NULL;
 	s->row = 0;
 	(void)snprintf(after, sizeof(after), "%lld", (long long)s->after);
 	(void)snprintf(through, sizeof(through), "%lld", (long long)s->through);
