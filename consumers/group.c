@@ -17,6 +17,7 @@
 
 #define TICK_US         PR_SEC
 #define COMMIT_US       (5 * PR_SEC)
+#define UNBROKEN_US     (15 * PR_SEC) /* longer than a session */
 #define DRY_MS          100 /* a lane that has room again wakes us; this is for a wake-up that is lost */
 #define BUSY_US         (10 * PR_MS)  /* the errand thread is at something else */
 #define RECLAIM_US      (700 * PR_MS) /* after being fenced: longer than Kafka needs to tell a zombie so */
@@ -477,12 +478,16 @@ static rd_kafka_topic_partition_list_t *positions(struct group *g)
 	return list;
 }
 
-/* For tools that show lag; whether it works is of no interest here. */
+/* For tools that show lag; whether it works is of no interest here. Not while a broker may be away: a commit
+ * that waits for it is signed with the member's id of now, and once our session has ended and we have joined
+ * anew under the same name, Kafka takes it for a stranger's and shuts this handle out for ever. */
 static void commit_lazily(struct group *g, int64_t now)
 {
+	int64_t broken = pr_kafka_last_words_us();
 	rd_kafka_topic_partition_list_t *list;
 
-	if (now < g->commit_us)
+	if (now < g->commit_us || !atomic_load(&g->c->kafka_up) ||
+		(broken != INT64_MIN && now - broken < UNBROKEN_US))
 		return;
 	g->commit_us = now + COMMIT_US;
 	list = positions(g);

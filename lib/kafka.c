@@ -2,6 +2,8 @@
  * Refuses properties that would break the guarantee or run somebody's code. */
 #include "lib/kafka.h"
 
+#include "lib/clock.h"
+
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -185,6 +187,7 @@ static void drop_line(const rd_kafka_t *rk, int level, const char *fac, const ch
 
 static pthread_mutex_t words_mutex = PTHREAD_MUTEX_INITIALIZER;
 static char words[256];
+static int64_t words_us = INT64_MIN;
 
 static void remember_words(rd_kafka_t *rk, int code, const char *reason, void *opaque)
 {
@@ -193,6 +196,7 @@ static void remember_words(rd_kafka_t *rk, int code, const char *reason, void *o
 	(void)opaque;
 	(void)pthread_mutex_lock(&words_mutex);
 	(void)snprintf(words, sizeof(words), "%s", reason);
+	words_us = pr_mono_us();
 	(void)pthread_mutex_unlock(&words_mutex);
 }
 
@@ -201,6 +205,16 @@ void pr_kafka_last_words(char *buf, size_t size)
 	(void)pthread_mutex_lock(&words_mutex);
 	(void)snprintf(buf, size, "%s", words);
 	(void)pthread_mutex_unlock(&words_mutex);
+}
+
+int64_t pr_kafka_last_words_us(void)
+{
+	int64_t us;
+
+	(void)pthread_mutex_lock(&words_mutex);
+	us = words_us;
+	(void)pthread_mutex_unlock(&words_mutex);
+	return us;
 }
 
 /* Takes conf. */

@@ -49,6 +49,9 @@ int pr_kafka_fail(struct pr_err *err, rd_kafka_resp_err_t code, const char *doin
 /* What the client library last complained about (connection refused, TLS, ...); "" when nothing. */
 void pr_kafka_last_words(char *buf, size_t size);
 
+/* When it did, of any handle; INT64_MIN: never. Monotonic. */
+int64_t pr_kafka_last_words_us(void);
+
 /* Fills *err from a librdkafka error, destroys it; returns -1, or 0 when error is NULL. */
 int pr_kafka_take(rd_kafka_error_t *error, struct pr_err *err, const char *doing) PR_MUSTCHECK;
 
