@@ -583,8 +583,8 @@ static rd_kafka_t *new_member(struct group *g, struct pr_err *err)
 
 	(void)snprintf(kbytes, sizeof(kbytes), "%" PRId64, prefetch >> 10);
 	(void)snprintf(messages, sizeof(messages), "%d", QUEUE_MESSAGES);
-	/* A record in memory takes several times what a small one takes on the wire. */
-	(void)snprintf(bytes, sizeof(bytes), "%" PRId64, prefetch < (4 << 20) ? prefetch / 4 : 1 << 20);
+	/* A record in memory takes several times what it takes on the wire, compressed ones still more. */
+	(void)snprintf(bytes, sizeof(bytes), "%" PRId64, prefetch < (16 << 20) ? prefetch / 16 : 1 << 20);
 #define PROP(k, v) (props[n++] = (struct pr_kafka_prop){ (k), (v) })
 	PROP("group.id", conf->group);
 	if (member)

@@ -6,7 +6,7 @@
 
 #include "consumers/consumer.h"
 
-#define QUEUE_MESSAGES 2000 /* of a partition that librdkafka fetches ahead, about */
+#define QUEUE_MESSAGES 1000 /* of a partition that librdkafka fetches ahead, about */
 #define MAX_LANES      1024 /* of a partition: what inbox.claim takes */
 
 enum slot_state {
