@@ -3,7 +3,6 @@ said when it cannot be read.
 """
 import contextlib
 import ctypes
-import time
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -209,11 +208,8 @@ def test_one_partition_flows_while_lanes_are_slow(inbox):  # noqa: F811
     i.send(20000, keys=200)
     i.member(SET, config={"lanes": 2, "limits": {"batch_events": 500, "buffer_bytes": "256kB", "prefetch_bytes": "256kB",
                                                  "batch_bytes": "128kB"}}).start()
-    i.wait_count(2000)
-    since = time.monotonic()
     i.wait_count(20000, timeout=60)
-    took = time.monotonic() - since
-    gaps = i.one("SELECT max(d) FROM (SELECT extract(epoch FROM at - lag(at) OVER (ORDER BY at)) AS d FROM app.effect"
-                 " WHERE n > 2000) AS g")
-    assert gaps < 0.9, f"{gaps} s without a batch; {took:.1f} s in all"
+    rests = i.one("SELECT count(*) FROM (SELECT extract(epoch FROM at - lag(at) OVER (ORDER BY at)) AS d FROM app.effect)"
+                  " AS g WHERE d > 0.3")
+    assert rests < 4, f"{rests} rests of more than 0.3 s"
     i.check()
