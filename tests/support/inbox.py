@@ -16,6 +16,7 @@ import subprocess
 import threading
 import uuid
 
+import psycopg2
 import pytest
 import servers
 from wait import WaitTimeout, wait_until
@@ -135,7 +136,7 @@ class Inbox:
         self.db.query("INSERT INTO app.poison VALUES (%s, %s, %s)", (key, seq, how))
 
     def cure(self):
-        self.db.query("TRUNCATE app.poison")
+        self.db.query("DELETE FROM app.poison")
 
     # -- input
 
@@ -201,14 +202,21 @@ class Inbox:
         return self.db.one(f"SELECT count(*) FROM app.effect WHERE {where}")
 
     def wait_count(self, n, timeout=20, where="true"):
+        """Until so many effects are there; a database that is just starting counts as none."""
+        seen = []
+
+        def there():
+            seen[:] = [self.count(where)]
+            return seen[0] >= n
         try:
-            wait_until(lambda: self.count(where) >= n, timeout, f"{n} effects", interval=0.01)
+            wait_until(there, timeout, f"{n} effects", interval=0.01, ignore=(psycopg2.OperationalError,))
         except WaitTimeout as e:
-            raise AssertionError(f"{e}: {self.count(where)}\n{self.logs()}") from None
+            raise AssertionError(f"{e}; {seen} are there\n{self.logs()}") from None
 
     def flows(self, more=100, timeout=20):
         """Until so many more effects are there."""
-        self.wait_count(self.count() + more, timeout)
+        self.wait_count(wait_until(lambda: self.count() + more, timeout, "the database",
+                                   ignore=(psycopg2.OperationalError,)), timeout)
 
     def stands(self, timeout=20):
         """Until the positions say that all of the topic is done: after that nothing may come any more."""
@@ -305,7 +313,8 @@ class Inbox:
     def close(self):
         for c in self.consumers:
             c.kill()
-        self.db.drop()
+        if self.pg.running():  # a test's own server may be gone before us
+            self.db.drop()
 
 
 @pytest.fixture
