@@ -1,10 +1,11 @@
 #!/usr/bin/python3
 """tests/support/demo.py -- `make demo`: the whole pipeline before your eyes, with failures.
 
-Starts a private Postgres, Kafka and relay with all their data below build/demo; a small
-shop commits reservations and payments; the screen shows what was committed and what
-stands on the topics, read by a consumer of its own. Then the relay is killed and the broker
-stopped while you look, and at the end everything is counted by the independent checker.
+Starts a private Postgres, Kafka, relay and consumer with all their data below build/demo; a small shop
+commits reservations and payments; a second service with a database of its own holds a seat for each
+reservation; the screen shows what was committed, what stands on the topics, and what was handled. Then
+the relay is killed, the broker stopped, the consumer poisoned, starved and killed while you look
+(demo_seat.py), and at the end everything is counted by the independent checker.
 
 ONCE=1 ends by itself: exit status 0 when the count is perfect, 1 when it is not, 69 when a
 server did not start. Otherwise it stays up for playing until Ctrl-C, which counts once more.
@@ -29,12 +30,16 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import servers  # noqa: E402
+from demo_mock import MockKafka  # noqa: E402
 from demo_screen import Screen, clock, wrap  # noqa: E402
+from demo_seat import Seat  # noqa: E402
 from demo_shop import CALM_RATE, SHOP, TRUTH, Shop  # noqa: E402
+from demo_watch import Health, Records, Rows  # noqa: E402
 
 HERE = os.path.abspath(os.environ.get("DEMO_DIR") or os.path.join(servers.ROOT, "build", "demo"))
 PACE = float(os.environ.get("DEMO_PACE") or 1)
 ENV_FILE = os.path.join(HERE, "env")
+SEAT_FILE = os.path.join(HERE, "seat.cfg")  # a link to the consumer's config, for the CLI
 VARIANT = os.environ.get("POSTRIDER_VARIANT", "plain")
 TOPICS = {"outbox.event.reservation": 6, "outbox.event.payment": 6}
 
@@ -56,148 +61,6 @@ def short(path):
     return os.path.relpath(path, servers.ROOT) if path.startswith(servers.ROOT + os.sep) else path
 
 
-# ---------------------------------------------------------------- the mock broker
-
-def mock_broker(topics):
-    """Runs librdkafka's mock cluster in this process for ever; prints its address."""
-    k = ctypes.CDLL("librdkafka.so.1")
-    for name in ("rd_kafka_conf_new", "rd_kafka_new", "rd_kafka_mock_cluster_new"):
-        getattr(k, name).restype = ctypes.c_void_p
-    k.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
-    why = ctypes.create_string_buffer(512)
-    conf = ctypes.c_void_p(k.rd_kafka_conf_new())
-    k.rd_kafka_conf_set(conf, b"log_level", b"0", why, 512)
-    rk = ctypes.c_void_p(k.rd_kafka_new(0, conf, why, 512))
-    cluster = ctypes.c_void_p(k.rd_kafka_mock_cluster_new(rk, 1))
-    for spec in topics:
-        name, n = spec.rsplit(":", 1)
-        if k.rd_kafka_mock_topic_create(cluster, name.encode(), int(n), 1):
-            sys.exit(f"mock broker: cannot create {name}")
-    print(k.rd_kafka_mock_cluster_bootstraps(cluster).decode(), flush=True)
-    while True:
-        signal.pause()
-
-
-class MockKafka(servers.Server):
-    """The mock broker in a process of its own. It keeps its records in memory: it is frozen, not stopped."""
-    name = "mock broker"
-
-    def __init__(self):
-        self.log = os.path.join(servers.new_dir("mock"), "mock.log")
-
-    def start(self):
-        topics = [f"{t}:{n}" for t, n in dict(TOPICS, **{"postrider.positions.orders": 1}).items()]
-        self.proc = servers.spawn([sys.executable, "-B", os.path.abspath(__file__), "--mock-broker", *topics],
-                                  log=self.log)
-        self._remember()
-
-        def address():
-            if not self.running():
-                raise self._died()
-            with open(self.log, encoding="utf-8") as f:
-                return f.readline().strip()
-        self.bootstrap = servers.wait_until(address, 20, "the mock broker's address")
-        return self
-
-
-# ---------------------------------------------------------------- the watchers
-
-class Watcher(threading.Thread):
-    """A thread that looks again and again until it is told to stop."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.stopping = threading.Event()
-
-    def stop(self):
-        self.stopping.set()
-        self.join(5)
-
-
-class Records(Watcher):
-    """What a read_committed consumer finds on the topics. Knows nothing of the relay."""
-
-    def __init__(self, brokers, shop):
-        super().__init__()
-        self.brokers, self.shop = brokers, shop
-        self.count = 0
-        self.last = collections.deque(maxlen=60)
-        self.ready = threading.Event()
-
-    def run(self):
-        from confluent_kafka import Consumer, TopicPartition
-        c = Consumer({"bootstrap.servers": self.brokers, "group.id": "demo-viewer", "isolation.level": "read_committed",
-                      "enable.auto.commit": False, "auto.offset.reset": "earliest", "fetch.wait.max.ms": 10,
-                      "reconnect.backoff.max.ms": 200, "log_level": 0})
-        c.assign([TopicPartition(t, p, 0) for t, n in TOPICS.items() for p in range(n)])
-        while not self.stopping.is_set():
-            if not self.ready.is_set() and self._ends_known(c):
-                self.ready.set()
-            for m in c.consume(1000, 0.05):
-                if m.error() is None:
-                    self._take(m)
-        c.close()
-
-    @staticmethod
-    def _ends_known(c):
-        """The consumer talks to the broker that leads the partitions: what comes now is not late for its sake."""
-        from confluent_kafka import KafkaException
-        try:
-            return all(c.get_watermark_offsets(tp, 1) for tp in c.assignment())
-        except KafkaException:
-            return False
-
-    def _take(self, m):
-        headers = {k: v.decode("utf-8", "replace") for k, v in m.headers() or ()}
-        key = (m.key() or b"").decode("utf-8", "replace")
-        self.count += 1
-        self.shop.seen(key, headers.get("type", ""))
-        self.last.append((time.time(), m.topic(), key, headers))
-
-
-class Rows(Watcher):
-    """Counts the committed events in the database."""
-
-    def __init__(self, db):
-        super().__init__()
-        self.db, self.count = db, 0
-
-    def run(self):
-        import psycopg2
-        conn = None
-        while not self.stopping.is_set():
-            start = time.monotonic()
-            try:
-                conn = conn or self.db.connect()
-                with conn.cursor() as cur:
-                    cur.execute("SELECT count(*) FROM outbox.event")
-                    self.count = cur.fetchone()[0]
-            except psycopg2.Error:
-                conn = None
-            # A count costs more as the table grows: never more than a twentieth of the time.
-            self.stopping.wait(max(0.2, 20 * (time.monotonic() - start)))
-
-
-class Health(Watcher):
-    """State and sentence as the relay's own /status.json tells them."""
-
-    def __init__(self, relay):
-        super().__init__()
-        self.relay, self.state, self.sentence = relay, "starting", ""
-
-    def run(self):
-        while not self.stopping.is_set():
-            try:
-                status = self.relay.status()
-                self.state, self.sentence = status["state"], status["sentence"]
-            except (OSError, ValueError, KeyError):
-                if self.relay.running():
-                    self.state, self.sentence = "starting", "the relay is starting"
-                else:
-                    self.state, self.sentence = "dead", "the relay is not running"
-            self.stopping.wait(0.2)
-
-
 # ---------------------------------------------------------------- the demonstration
 
 class Demo:
@@ -212,9 +75,12 @@ class Demo:
         self.finished = False
         self.leave = False     # Ctrl-C while playing
         self.result = None
-        self.committed_rate, self.record_rate, self.lag_series = (collections.deque(maxlen=400) for _ in range(3))
-        self._sampled = (time.monotonic(), 0, 0)
+        self.committed_rate, self.record_rate, self.handled_rate, self.lag_series = (
+            collections.deque(maxlen=400) for _ in range(4))
+        self._sampled = (time.monotonic(), 0, 0, 0)
         self.pg = self.kafka = self.relay = self.shop = self.records = self.rows = self.health = None
+        self.watchers = []
+        self.seat, self.seats_count = Seat(self, SEAT_FILE), None
         self.screen = Screen(self)
 
     def elapsed(self):
@@ -227,9 +93,10 @@ class Demo:
 
     def prepare(self):
         say = self.screen.say
-        say("Postrider: rows of an outbox in Postgres, published to Kafka by a relay")
+        say("Postrider: rows of an outbox in Postgres, published to Kafka by a relay, applied by a\n"
+            "consumer")
         if self._mock():
-            self.delivery, self.broker_name = "at_least_once", "librdkafka's mock broker"
+            self.delivery, self.broker_name = "at_least_once", "mock broker"
             say("  Kafka's jars are not here (make setup fetches them), so librdkafka's mock\n"
                 "  broker stands in for it, and the relay runs at_least_once: a crash may\n"
                 "  repeat events.")
@@ -242,10 +109,15 @@ class Demo:
         say(f"  {'mock broker' if self._mock() else 'Kafka':<12}"
             f"{'in a process of its own' if self._mock() else servers.KAFKA_VERSION}, {self.kafka.bootstrap}")
         self._init()
+        quick = {"kafka": {"timeout": "1s"}} if self._mock() else {}
         self.relay = servers.Relay(self.db.conninfo, self.kafka.bootstrap, delivery=self.delivery, variant=VARIANT,
-                                   config={"kafka": {"timeout": "1s"}} if self._mock() else {})
-        self.relay.start().wait_ready(60)
+                                   config=quick)
+        self.relay.start()
+        self.seat.prepare(self.pg, self.kafka.bootstrap, VARIANT, quick)
+        self.relay.wait_ready(60)
         say(f"  relay       http://127.0.0.1:{self.relay.port}")
+        self.seat.consumer.wait_ready(60)
+        say(f"  consumer    http://127.0.0.1:{self.seat.consumer.port}, group seat, database seat")
         self._write_env()
 
     def _mock(self):
@@ -253,7 +125,7 @@ class Demo:
 
     def _start_broker(self):
         if self._mock():
-            self.kafka = MockKafka().start()
+            self.kafka = MockKafka(dict(TOPICS, **{"postrider.positions.orders": 1})).start()
             return
         self.kafka = servers.Kafka(quick=True).start().warm()
         for topic, n in TOPICS.items():
@@ -268,16 +140,19 @@ class Demo:
 
     def _write_env(self):
         values = {"POSTRIDER_BROKERS": self.kafka.bootstrap, "POSTRIDER_ORDERS_CONNINFO": self.db.conninfo,
-                  "POSTRIDER_RELAY_URL": f"http://127.0.0.1:{self.relay.port}"}
+                  "POSTRIDER_RELAY_URL": f"http://127.0.0.1:{self.relay.port}",
+                  "POSTRIDER_SEAT_CONNINFO": self.seat.db.conninfo,
+                  "POSTRIDER_SEAT_URL": f"http://127.0.0.1:{self.seat.consumer.port}"}
         with open(ENV_FILE + ".new", "w", encoding="utf-8") as f:
             f.writelines(f"{k}={shlex.quote(v)}\n" for k, v in values.items())
         os.rename(ENV_FILE + ".new", ENV_FILE)
 
     def go_live(self):
         self.shop = Shop(self.db.conninfo)
-        self.records, self.rows = Records(self.kafka.bootstrap, self.shop), Rows(self.db)
-        self.health = Health(self.relay)
-        for w in (self.records, self.rows, self.health):
+        self.records = Records(self.kafka.bootstrap, TOPICS, self.shop)
+        self.rows, self.health = Rows(self.db, "SELECT count(*) FROM outbox.event"), Health(self.relay, "relay")
+        self.watchers = [self.records, self.rows, self.health, *self.seat.watch()]
+        for w in self.watchers:
             w.start()
         if not self.records.ready.wait(60):
             raise Failed("the consumer did not find its topics within 60 s")
@@ -316,6 +191,7 @@ class Demo:
         yield from self.seconds(6)
         yield from self.kill_the_relay()
         yield from self.stop_the_broker()
+        yield from self.seat.story()
         yield from self.count()
 
     def kill_the_relay(self):
@@ -353,20 +229,23 @@ class Demo:
             raise Failed(f"the shop lost its database: {self.shop.error}")
         with contextlib.suppress(Failed):  # what is missing is for the checker to say
             yield from self.until(lambda: self.lag() == 0, 30, "the last record")
+            yield from self.seat.settle()
         done = []
         checking = threading.Thread(target=self._check, args=(done,), daemon=True)
         checking.start()
         yield from self.until(lambda: done, 180, "the checker")
         if isinstance(done[0], Exception):
             raise Failed(f"the checker could not finish: {done[0]}")
-        self.result = done[0]
+        self.result, self.seats_count = done[0]
         self.step(self.verdict())
+        self.step(self.seats_count.verdict())
 
     def _check(self, done):
         import checker
         try:
-            done.append(checker.check(self.db.conninfo, self.kafka.bootstrap, list(TOPICS), self.delivery, settle=5,
-                                      journal_sql=TRUTH))
+            result = checker.check(self.db.conninfo, self.kafka.bootstrap, list(TOPICS), self.delivery, settle=5,
+                                   journal_sql=TRUTH)
+            done.append((result, self.seat.count()))
         except Exception as e:  # pylint: disable=broad-except
             done.append(e)
 
@@ -384,6 +263,9 @@ class Demo:
         self.foot = [
             ("2", "It stays up for playing, until Ctrl-C. Paste into another terminal:"),
             (None, f"psql -h 127.0.0.1 -p {self.pg.port} -U postgres orders -c 'SELECT reserve()'"),
+            (None, f"psql -h 127.0.0.1 -p {self.pg.port} -U postgres seat -c 'TABLE seat.overview'"),
+            (None, f"build/bin/postrider show consumers -c {short(SEAT_FILE)}"),
+            (None, f"build/bin/postrider dlq list -c {short(SEAT_FILE)}"),
             (None, f"build/bin/postrider status --url http://127.0.0.1:{self.relay.port}"),
         ]
         if shutil.which("kcat"):
@@ -414,30 +296,33 @@ class Demo:
 
     def _sample(self):
         now = time.monotonic()
-        then, rows, records = self._sampled
+        then, *before = self._sampled
         if now - then < 0.5:
             return
-        self.committed_rate.append(max(0, self.rows.count - rows) / (now - then))
-        self.record_rate.append(max(0, self.records.count - records) / (now - then))
+        counts = (self.rows.count, self.records.count, self.seat.handled)
+        for series, n, m in zip((self.committed_rate, self.record_rate, self.handled_rate), counts, before):
+            series.append(max(0, n - m) / (now - then))
         self.lag_series.append(self.lag())
-        self._sampled = (now, self.rows.count, self.records.count)
+        self._sampled = (now, *counts)
 
     def perfect(self):
-        r = self.result
-        return r is not None and r.ok and (r.records == r.journal or self.delivery == "at_least_once")
+        """What a visitor left held back while playing is not lost."""
+        r, s = self.result, self.seats_count
+        return r is not None and r.ok and (r.records == r.journal or self.delivery == "at_least_once") and \
+            s.ok() and not (s.held and self.show)
 
     def closing(self):
         """What stays on the terminal when all is over."""
         say, c, r = self.screen.say, self.result.counts, self.result
         if self.screen.live:
-            for at, text in self.steps[:-1]:
+            for at, text in self.steps[:-2]:
                 lines = wrap(text, min(90, shutil.get_terminal_size().columns - 10))
                 say(self.screen.paint("2", f"  {clock(at):>5}  {lines[0]}"))
                 for more in lines[1:]:
                     say(self.screen.paint("2", f"         {more}"))
         say()
         order = c["ORDER"] + c["PARTITION_MOVED"]
-        rows = [("committed rows", r.journal, f"{self.shop.rolled_back:,} transactions rolled back: none of theirs may show"),
+        rows = [("committed rows", r.journal, f"{self.shop.rolled_back:,} rolled back: none of theirs may show"),
                 ("records", r.records, "read back from the topics, read_committed"),
                 ("lost", c["LOST"], "committed, not on the topics"),
                 ("duplicated", c["DUP"], "more than once" + ("" if self.delivery == "exactly_once"
@@ -445,15 +330,18 @@ class Demo:
                 ("invented", c["PHANTOM"], "on the topics, not committed"),
                 ("damaged", c["CORRUPT"], "key, value or headers differ"),
                 ("out of order", order, f"within each of {r.aggregates:,} keys")]
-        for name, n, what in rows:
+        for i, (name, n, what) in enumerate(rows + self.seats_count.table(self.seat.health.duplicates)):
+            if i == len(rows):
+                say()
             say(f"  {name:<15}{n:>9,}   " + self.screen.paint("2", what))
         say()
-        say("  " + self.screen.paint("1;32" if self.perfect() else "1;31", self.verdict()))
+        for line in (self.verdict(), self.seats_count.verdict()):
+            say("  " + self.screen.paint("1;32" if self.perfect() else "1;31", line))
         if not r.ok:
             say(r.report())
 
     def stop(self):
-        for w in (self.shop, self.records, self.rows, self.health):
+        for w in (self.shop, *self.watchers):
             if w:
                 w.stop()
 
@@ -492,8 +380,9 @@ def take_directory():
         sys.exit(f"demo: another one runs in {short(HERE)}; end it first")
     for left in glob.glob(os.path.join(HERE, "run-*")) + [os.path.realpath(os.path.join(HERE, "elsewhere"))]:
         shutil.rmtree(left, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(ENV_FILE)
+    for path in (ENV_FILE, SEAT_FILE):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
     os.environ["POSTRIDER_TEST_DIR"] = open_directory()
     servers.test_dir()
     return lock
@@ -532,16 +421,15 @@ def clean_up(demo):
         demo.screen.close()
     demo.stop()
     servers.stop_all()
-    for path in (ENV_FILE, os.path.join(HERE, "elsewhere")):
+    elsewhere = os.path.join(HERE, "elsewhere")
+    if os.path.islink(elsewhere):
+        shutil.rmtree(os.path.realpath(elsewhere), ignore_errors=True)
+    for path in (ENV_FILE, SEAT_FILE, elsewhere):
         with contextlib.suppress(OSError):
-            if os.path.islink(path):
-                shutil.rmtree(os.path.realpath(path), ignore_errors=True)
             os.unlink(path)
 
 
 def main():
-    if sys.argv[1:2] == ["--mock-broker"]:
-        return mock_broker(sys.argv[2:])
     demo = Demo(once=os.environ.get("ONCE", "") not in ("", "0"))
     rc = 70
     try:
@@ -562,7 +450,7 @@ def main():
         rc = 69
         demo.screen.close()
         print(f"demo: {e}", file=sys.stderr)
-        for server in (demo.relay, demo.kafka, demo.pg):
+        for server in (demo.seat.consumer, demo.relay, demo.kafka, demo.pg):
             if server and os.path.exists(server.log):
                 print(f"\nlast words of {server.name}:\n{servers.tail(server.log, 8)}", file=sys.stderr)
     finally:

@@ -86,6 +86,10 @@ class Screen:
             d = self.demo
             self.say(f"{clock(d.elapsed()):>5}    rows committed {d.rows.count:>7,}   records on the topics "
                      f"{d.records.count:>7,}   lag {d.lag():5.2f} s   relay {d.health.state}: {d.health.sentence}")
+            numbers = "   ".join(f"{name} {value:>{6 if name == 'handled' else 1}}"
+                                 for name, value, _ in self._seat_cells())
+            health = d.seat.health
+            self.say(f"         group seat: {numbers}   consumer {health.state}: {health.sentence}")
 
     def _redraw(self):
         size = shutil.get_terminal_size()
@@ -109,29 +113,39 @@ class Screen:
     def _lines(self, width, height):
         d = self.demo
         tall = height >= 29
-        top = self._title(width) + [[]] + self._numbers(width) + [[]] + self._graphs(width) + [[]] + self._relay(width)
-        bottom = self._foot(width)
+        playing = d.finished and d.foot
+        top = self._title(width) + [[]] + self._numbers(width) + ([[]] if tall else []) + self._seat(width)
+        if height >= 36 or not playing:
+            top += [[]] + self._graphs(width, tall)
+        top += [[]] + self._health(width, 2 if height >= 36 else 1)
+        bottom = self._foot(height)
         room = height - len(top) - len(bottom) - 4  # two headings, two blank lines
-        steps = self._steps(width, max(3, room // 2) if tall else max(2, room - 6))
-        events = self._events(width, max(2, room - len(steps)))
+        steps = self._steps(width, max(4, room // 2))
+        events = self._events(width, max(0, room - len(steps)))
         return (top + [[]] + [[("2", "  What happens here")]] + steps + [[]] + [[("2", self._heading(width))]] + events
                 + bottom) if d else []
 
     def _title(self, width):
         d = self.demo
-        left = [("1", "  Postrider"), (None, f"   Postgres {ARROW} relay {ARROW} {d.broker_name}")]
-        right = f"{d.delivery.replace('_', ' ')}   {clock(d.elapsed())} "
-        gap = width - 1 - sum(len(t) for _, t in left) - len(right)
-        return [left + [(None, " " * max(1, gap)), ("2", right)]]
+        way = f" {ARROW} ".join(("orders", "relay", d.broker_name, "consumer", "seat"))
+        left = [("1", "  Postrider"), (None, f"   {way}")]
+        used = sum(len(t) for _, t in left)
+        right = f"{d.delivery.replace('_', ' ')}  {clock(d.elapsed())} "
+        if used + len(right) >= width:
+            right = f"{clock(d.elapsed())} "
+        return [left + [(None, " " * max(1, width - 1 - used - len(right))), ("2", right)]]
 
-    def _numbers(self, width):
-        d = self.demo
-        lag = d.lag()
-        lag_color = "1" if lag < 1 else "1;33" if lag < 30 else "1;31"
-        cells = [("rows committed", f"{d.rows.count:,}", "1"), ("records on the topics", f"{d.records.count:,}", "1"),
-                 ("on their way", f"{max(0, d.rows.count - d.records.count):,}", lag_color),
-                 ("lag", f"{lag:.2f} s" if lag < 100 else f"{lag:.0f} s", lag_color)]
-        gap = 3 if width < 100 else 8
+    @staticmethod
+    def _seconds(lag):
+        return f"{lag:.2f} s" if lag < 100 else f"{lag:.0f} s"
+
+    @staticmethod
+    def _lag_color(lag):
+        return "1" if lag < 1 else "1;33" if lag < 30 else "1;31"
+
+    @staticmethod
+    def _table(cells, gap):
+        """Names above, values below."""
         names, values = [(None, "  ")], [(None, "  ")]
         for name, value, code in cells:
             w = max(len(name), 7) + gap
@@ -139,16 +153,38 @@ class Screen:
             values.append((code, f"{value:<{w}}"))
         return [names, values]
 
-    def _graphs(self, width):
+    def _numbers(self, width):
+        d = self.demo
+        lag = d.lag()
+        color = self._lag_color(lag)
+        return self._table([
+            ("rows committed", f"{d.rows.count:,}", "1"), ("records on the topics", f"{d.records.count:,}", "1"),
+            ("on their way", f"{max(0, d.rows.count - d.records.count):,}", color), ("lag", self._seconds(lag), color),
+        ], 3 if width < 100 else 8)
+
+    def _seat_cells(self):
+        """Of the consumer group: what was applied, and what is held back."""
+        seat = self.demo.seat
+        lag = seat.health.lag()
+        return [("handled", f"{seat.handled:,}", "1"), ("duplicates", f"{seat.health.duplicates:,}", "1"),
+                ("parked keys", f"{seat.parked_keys:,}", "1;33" if seat.parked_keys else "1"),
+                ("dead letters", f"{seat.dead_letters:,}", "1;31" if seat.dead_letters else "1"),
+                ("lag", self._seconds(lag), self._lag_color(lag))]
+
+    def _seat(self, width):
+        return self._table([("group", "seat", "1")] + self._seat_cells(), 3 if width < 100 else 6)
+
+    def _graphs(self, width, tall):
         d = self.demo
         room = min(width - 26, 120)
         lines = []
-        # Both rates on one scale, with the usual rate in the middle; a burst fills its column.
+        # All rates on one scale, with the usual rate in the middle; a burst fills its column.
         rates = sorted(d.committed_rate) or [1]
         usual = max(1, rates[len(rates) // 2])
-        for name, series, unit in (("committed", d.committed_rate, "/s"), ("on topics", d.record_rate, "/s"),
-                                   ("lag", d.lag_series, " s")):
-            values = list(series)[-room:]
+        series = [("committed", d.committed_rate, "/s")] if tall else []
+        for name, values, unit in series + [("on topics", d.record_rate, "/s"), ("handled", d.handled_rate, "/s"),
+                                            ("lag", d.lag_series, " s")]:
+            values = list(values)[-room:]
             # The lag's bars grow with its root: a second must be seen beside ten.
             top = max(values + [4]) if name == "lag" else 2 * usual
             heights = ((v / top) ** (0.5 if name == "lag" else 1) for v in values)
@@ -158,14 +194,19 @@ class Screen:
             lines.append([("2", f"  {name:<10} "), (color, f"{bar:>{room}}"), (None, f" {now}{unit}")])
         return lines
 
-    def _relay(self, width):
+    def _health(self, width, most):
+        """One word and one sentence of each program, in as many lines each, so that nothing jumps."""
         d = self.demo
-        color = STATE_COLOR.get(d.health.state, "33")
-        text = d.health.sentence
-        if d.health.state != "dead":
-            text = f"{d.health.state}: {text}"
-        lines = wrap(text, width - 14)[:2] + [""]
-        return [[(None, "  relay    "), (color, f"{DOT} {lines[0]}")], [(color, f"             {lines[1]}")]]
+        out = []
+        for name, health in (("relay", d.health), ("consumer", d.seat.health)):
+            color = STATE_COLOR.get(health.state, "33")
+            text = health.sentence if health.state == "dead" else f"{health.state}: {health.sentence}"
+            lines = wrap(text, width - 17) + [""]
+            if most == 1:
+                lines = [text]
+            out.append([("2", f"  {name:<10} "), (color, f"{DOT} {lines[0]}")])
+            out += [[(color, f"               {more}")] for more in lines[1:most]]
+        return out
 
     def _steps(self, width, room):
         """The latest steps, the one of now in bold; older ones shrink to what fits."""
@@ -196,7 +237,7 @@ class Screen:
     def _events(self, width, room):
         topic, key, kind = self._columns(width)
         out = []
-        for at, name, k, headers in list(self.demo.records.last)[-room:]:
+        for at, name, k, headers in list(self.demo.records.last)[-room:] if room else []:
             stamp = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
             name = name if topic > 20 else name.replace("outbox.event.", "")
             event_id = headers.get("id", "?")
@@ -206,6 +247,7 @@ class Screen:
                         (None, f" {headers.get('type', '?'):<{kind}}"), ("2", rest)])
         return out + [[]] * (room - len(out))
 
-    def _foot(self, width):
+    def _foot(self, height):
         d = self.demo
-        return [[]] + [[(code, f"  {text}")] for code, text in d.foot] if d.foot else []
+        lines = d.foot if height >= 29 else d.foot[:4]
+        return [[]] + [[(code, f"  {text}")] for code, text in lines] if d.foot else []

@@ -56,6 +56,17 @@ BEGIN
 	RETURN p;
 END $$;
 
+CREATE FUNCTION move(id text, place text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	r reservation;
+BEGIN
+	UPDATE reservation SET place = move.place, version = version + 1, changed_at = now()
+	WHERE reservation = id AND state = 'HELD' RETURNING * INTO STRICT r;
+	PERFORM tell('reservation', id, r.version, 'ReservationMoved', jsonb_build_object('reservation', id,
+		'place', move.place));
+	RETURN id;
+END $$;
+
 CREATE FUNCTION cancel(id text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
 	r reservation;
