@@ -44,6 +44,10 @@ BEGIN
 		PERFORM pg_advisory_xact_lock(4711);
 	ELSIF how LIKE 'sleep %' THEN
 		PERFORM pg_sleep(substr(how, 7)::float8);
+	ELSIF how LIKE 'once %' THEN
+		IF currval('app.tries') = 1 THEN
+			RAISE EXCEPTION 'bad luck' USING ERRCODE = substr(how, 6);
+		END IF;
 	ELSIF how LIKE 'maybe %' THEN
 		IF random() < 0.3 THEN
 			RAISE EXCEPTION 'out of luck' USING ERRCODE = substr(how, 7);
