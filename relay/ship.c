@@ -9,7 +9,6 @@
 #include <string.h>
 
 #define MORE_US (20 * PR_MS)
-enum { OPENING = 1, OPEN }; /* a partition: its first record is under way; is acknowledged */
 
 #define POSITION_TAG ((void *)1) /* opaque of position records */
 
@@ -45,7 +44,7 @@ void ship_report(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque)
 	if (p->exactly_once)
 		return;
 	if (!m->err && e->opens && e->on) {
-		e->on->opened[e->opens - 1] = OPEN;
+		e->on->opened[e->opens - 1] = PARTITION_OPEN;
 		e->on->opened_n++;
 	}
 	e->batch->outstanding--;
@@ -120,9 +119,39 @@ static int partition_of(const struct topic *topic, const struct event *e)
 		topic->rkt, e->key.s, e->key.n, topic->partitions, NULL, NULL);
 }
 
+/* The open transaction has failed already: asked for another one, the client says why. */
+static int transaction_failed(struct publisher *p, struct pr_err *err)
+{
+	rd_kafka_error_t *error = rd_kafka_begin_transaction(p->rk);
+
+	if (!error || rd_kafka_error_code(error) != RD_KAFKA_RESP_ERR__STATE)
+		return pr_kafka_take(error, err, "produce") < 0;
+	rd_kafka_error_destroy(error);
+	return 0;
+}
+
+/* In a transaction no report says that a record arrived: all that was sent has when the queue is empty. */
+static int flush_firsts(struct publisher *p, int64_t give_up, struct pr_err *err)
+{
+	while (rd_kafka_flush(p->rk, 10) == RD_KAFKA_RESP_ERR__TIMED_OUT && !p->failure.set) {
+		if (transaction_failed(p, err))
+			return -1;
+		if (pr_mono_us() > give_up || atomic_load(&p->r->stopping))
+			return pr_fail(err, PR_RETRY, "kafka did not acknowledge an event in time");
+	}
+	if (transaction_failed(p, err)) /* it may be that nothing is in the queue any more */
+		return -1;
+	if (p->failure.set)
+		return pr_kafka_fail(err, p->failure.code, "delivery");
+	topics_opened(p->topics);
+	return 0;
+}
+
 /* A broker takes any sequence number from a producer that it does not know yet. If a producer's first batch
- * for a partition is refused, the next one in flight is taken, and overtakes it for ever. So nothing follows
- * the first record of a partition until it is acknowledged. (In a transaction all or nothing is seen.) */
+ * for a partition is refused, as by a broker that has not heard of a new topic, the next one in flight is
+ * taken. In at_least_once it overtakes the first for ever; in a transaction librdkafka 2.0 is told that the
+ * first is out of order, takes it for a duplicate because a later one is acknowledged, and it is lost without
+ * a word (KAFKA-15591). So nothing follows the first record of a partition until it is acknowledged. */
 static int wait_for_first(struct publisher *p, struct topic *topic, const struct event *e, int *ret_partition,
 	struct pr_err *err)
 {
@@ -130,7 +159,7 @@ static int wait_for_first(struct publisher *p, struct topic *topic, const struct
 	int partition;
 
 	*ret_partition = -1;
-	if (p->exactly_once || topic->opened_n == topic->partitions)
+	if (topic->opened_n == topic->partitions)
 		return 0;
 	if (topic->opened_cap < topic->partitions) {
 		topic->opened = pr_realloc(topic->opened, (size_t)topic->partitions);
@@ -138,14 +167,17 @@ static int wait_for_first(struct publisher *p, struct topic *topic, const struct
 		topic->opened_cap = topic->partitions;
 	}
 	partition = partition_of(topic, e);
-	while (topic->opened[partition] == OPENING && !p->failure.set) {
+	if (p->exactly_once && topic->opened[partition] == PARTITION_OPENING &&
+		flush_firsts(p, give_up, err) < 0)
+		return -1;
+	while (topic->opened[partition] == PARTITION_OPENING && !p->failure.set) {
 		if (pr_mono_us() > give_up || atomic_load(&p->r->stopping))
 			return pr_fail(err, PR_RETRY, "kafka did not acknowledge an event in time");
 		(void)rd_kafka_poll(p->rk, 10);
 	}
 	if (p->failure.set)
 		return pr_kafka_fail(err, p->failure.code, "delivery");
-	if (topic->opened[partition] != OPEN)
+	if (topic->opened[partition] != PARTITION_OPEN)
 		*ret_partition = partition;
 	return 0;
 }
@@ -176,7 +208,7 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 	if (code)
 		return pr_kafka_fail(err, code, "produce");
 	if (first >= 0)
-		topic->opened[first] = OPENING;
+		topic->opened[first] = PARTITION_OPENING;
 	e->on = topic;
 	topic->n_events++;
 	if (!p->exactly_once)

@@ -57,6 +57,7 @@ static void account(struct publisher *p)
 	struct batch *b;
 
 	pr_observe(p->r->m.batch_events, (double)p->events);
+	topics_opened(p->topics);
 	ship_new_shipment(p);
 	while ((b = p->open)) {
 		p->open = b->next;
@@ -166,6 +167,7 @@ int ship_release_transaction(struct publisher *p, struct pr_err *err)
 		if (commit_with(p, &next, err) < 0)
 			goto out;
 		pr_position_copy(&p->committed, &next);
+		topics_opened(p->topics);
 		ship_new_shipment(p);
 		ship_acknowledged(p, b, 0, b->n);
 		p->events = p->bytes = 0;

@@ -244,6 +244,18 @@ int topics_ask_again(struct topics *t, struct topic *topic, rd_kafka_t *rk, int 
 	return 0;
 }
 
+void topics_opened(struct topics *t)
+{
+	for (struct topic *topic = t->all; topic; topic = topic->next) {
+		for (int i = 0; i < topic->opened_cap && topic->opened_n < topic->partitions; i++) {
+			if (topic->opened[i] != PARTITION_OPENING)
+				continue;
+			topic->opened[i] = PARTITION_OPEN;
+			topic->opened_n++;
+		}
+	}
+}
+
 int64_t topics_smallest(const struct topics *t, int64_t most)
 {
 	for (const struct topic *topic = t->all; topic; topic = topic->next)

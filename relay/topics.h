@@ -19,12 +19,15 @@ struct topic {
 	char reason[128], code[64];
 	struct pr_series *published, *published_bytes;
 	uint64_t n_events; /* of the open shipment */
-	/* at_least_once: what this producer has done on each partition (ship.c) */
+	/* what this producer has done on each partition (ship.c) */
 	unsigned char *opened;
 	int opened_cap, opened_n; /* room; how many are open */
 	int waiting;              /* entries of outbox.waiting: rows go there, in order, until they are out */
 	struct topic *next;       /* all topics */
 };
+
+/* A partition: its first record is under way; is acknowledged. */
+enum { PARTITION_OPENING = 1, PARTITION_OPEN };
 
 struct topics;
 
@@ -49,6 +52,9 @@ void topics_doubt(struct topics *t);
  * second. */
 int topics_ask_again(
 	struct topics *t, struct topic *topic, rd_kafka_t *rk, int now, struct pr_err *err) PR_MUSTCHECK;
+
+/* exactly_once: everything that was sent is acknowledged. */
+void topics_opened(struct topics *t);
 
 /* The smallest record limit of the topics that are in use, at most `most`. */
 int64_t topics_smallest(const struct topics *t, int64_t most);
