@@ -344,6 +344,18 @@ static void disconnect(struct lane *l)
 	l->pg = NULL;
 }
 
+/* A process that stands still in a handler holds the ids of its batch, and whoever takes over waits for them:
+ * the server ends it once the handler's time is over. */
+static int bound_silence(struct lane *l, struct pr_err *err)
+{
+	const struct pr_consumer_conf *conf = l->c->conf;
+	char sql[80];
+
+	(void)snprintf(sql, sizeof(sql), "SET idle_in_transaction_session_timeout = %lld",
+		(long long)((conf->handler.timeout_us + conf->database.timeout_us) / PR_MS));
+	return pr_pg_run(l->pg, sql, 0, NULL, err);
+}
+
 /* A batch that has begun is finished when we stop, so this connection knows no wake-up: its deadlines end it.
  */
 int lane_connect(struct lane *l, struct pr_err *err)
@@ -360,7 +372,7 @@ int lane_connect(struct lane *l, struct pr_err *err)
 	if (pr_pg_open(&opts, &l->pg, err) < 0)
 		return -1;
 	/* Users' functions see the path that their database gives them; ours name their schema. */
-	if (pr_pg_run(l->pg, "RESET search_path", 0, NULL, err) < 0 ||
+	if (pr_pg_run(l->pg, "RESET search_path", 0, NULL, err) < 0 || bound_silence(l, err) < 0 ||
 		message_types_read(&l->types, l->pg, err) < 0)
 		return -1;
 	return c->ops->open(&env, l->pg, &l->handler, err);
