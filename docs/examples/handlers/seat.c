@@ -53,8 +53,10 @@ static void fail(struct postrider_result *r, const char *code, const char *text)
 	snprintf(r->text, sizeof(r->text), "%s", text);
 }
 
-/* 0, or -1 when it failed: then the result says why, or the connection does. */
-static int one(PGconn *conn, const char *sql, const struct postrider_message *m, struct postrider_result *r)
+/* 0, or -1 when it failed: then the result says why, or the connection does. An undo that finds nothing to
+ * take back is no failure: what it undoes has perhaps never happened, or was undone before. */
+static int one(
+	PGconn *conn, const char *sql, int op, const struct postrider_message *m, struct postrider_result *r)
 {
 	const char *value = m->payload;
 	int size = (int)m->payload_size, format = 1, rc = -1; /* a text in binary format is its bytes */
@@ -64,7 +66,7 @@ static int one(PGconn *conn, const char *sql, const struct postrider_message *m,
 	res = PQexecParams(conn, sql, 1, &text, &value, &size, &format, 0);
 	if (PQresultStatus(res) == PGRES_COMMAND_OK) {
 		rc = 0;
-		if (strcmp(PQcmdTuples(res), "1") != 0) {
+		if (op == POSTRIDER_DO && strcmp(PQcmdTuples(res), "1") != 0) {
 			fail(r, "taken",
 				"the seat is held by another reservation, or there is none of that number");
 			rc = -1;
@@ -89,7 +91,7 @@ static int seat_handle(void *ctx, PGconn *conn, int op, const struct postrider_m
 		}
 		if (op == POSTRIDER_UNDO)
 			release = !release;
-		if (one(conn, release ? s->release : s->hold, m, results[i]) < 0)
+		if (one(conn, release ? s->release : s->hold, op, m, results[i]) < 0)
 			return 0;
 	}
 	return 0;
