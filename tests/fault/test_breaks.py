@@ -509,3 +509,37 @@ def test_a_late_row_does_not_hide_how_far_it_went(scene, pg_server, kafka, deliv
     s.check()
     s.drained(relay)
     assert relay.status()["position"]["seq"] == s.db.one("SELECT max(seq) FROM outbox.event")
+
+
+@both
+def test_first_record_of_a_partition_goes_alone(scene, pg_server, frail_kafka, kafka_proxy, delivery):
+    """Story: a topic was just made, and the broker refused the first batch for it because it had not heard of it.
+    The second, on its way behind it, was taken: a broker takes any first sequence number from a producer that it
+    does not know on a partition. The first was out of order from then on, and librdkafka took it for a duplicate:
+    one event of six hundred was lost, exactly once and without a word (KAFKA-15591). So nothing follows a
+    producer's first record of a partition until it is acknowledged, here late."""
+    s = scene(pg_server, frail_kafka, delivery, partitions=1)
+    s.brokers = kafka_proxy.bootstrap
+    relay = s.relay({"kafka": {"properties": ["batch.size=1000", "compression.codec=none"]}}).start()
+    wait_until(lambda: relay.status()["state"] == "ok", 20, "the relay to publish", ignore=(OSError,))
+    s.one("before", kind=s.name + "-other")  # waits, for its topic is missing; the session is under way
+    wait_until(lambda: s.waiting() == 1, 20, "an event to wait")
+    produced = f"up.{PRODUCE}"
+
+    def requests():
+        return kafka_proxy.stats().get(produced, 0)
+
+    def quiet():
+        n = requests()
+        return relay.status()["position"]["seq"] >= 1 and stays(lambda: requests() == n, 0.3)
+    wait_until(quiet, 20, "the position of what waits to be out", ignore=(AssertionError,))
+    before = requests()
+    kafka_proxy.rule("down", f"kafka:{PRODUCE}", 1, "hold:1500")
+    s.db.query("SELECT truth.txn(%s, ARRAY['a'], 10, 'bulk', 0, 1500, false)", (s.kind,))
+    wait_until(lambda: requests() > before, 20, "the first record")
+    stays(lambda: requests() == before + 1, 1, "nothing behind it")
+    kafka_proxy.wait_fired()
+    frail_kafka.create_topic(s.topics[0] + "-other", 1)
+    s.topics.append(s.topics[0] + "-other")
+    s.check(deaths=0)
+    wait_until(lambda: s.waiting() == 0, 20, "nothing to wait")
