@@ -1,4 +1,4 @@
-/* cli/fetch.c -- one GET to the relay, with a deadline and a bound on the answer.
+/* cli/fetch.c -- one GET to the relay or a consumer, with a deadline and a bound on the answer.
  * Refuses redirects and anything but HTTP: the address may come from a file. */
 #include "cli/cli.h"
 #include "lib/clock.h"
@@ -72,7 +72,8 @@ int cli_fetch(const struct cli *c, const char *url, const char *path, int *ret_s
 	curl_slist_free_all(list);
 	free(full);
 	if (code != CURLE_OK) {
-		(void)pr_fail(err, PR_RETRY, "the relay does not answer at %s: %s", url,
+		(void)pr_fail(err, PR_RETRY, "the %s does not answer at %s: %s",
+			c->consumer_loaded ? "consumer" : "relay", url,
 			code == CURLE_COULDNT_CONNECT      ? "nothing listens there"
 			: code == CURLE_OPERATION_TIMEDOUT ? "no answer in time"
 							   : curl_easy_strerror(code));

@@ -83,7 +83,7 @@ int verb_replay_list(struct cli *c)
 	if (t.nrows)
 		cli_table_print(&t, stdout);
 	if (PQntuples(res) == 0)
-		cli_say("no replay");
+		cli_say("no replay jobs");
 	else if (PQntuples(res) > limit)
 		cli_say("there are more: --limit shows them");
 out:

@@ -1,5 +1,5 @@
-/* cli/status.c -- `postrider status`: what the relay says about itself, on one screen or
- * as JSON; what the database says when the relay is silent. Reads defensively: a relay of
+/* cli/status.c -- `postrider status`: what the relay or a consumer says about itself, on one
+ * screen or as JSON; what the database says when the relay is silent. Reads defensively: one of
  * another version may say less, or more. Never calls anything healthy that it cannot see. */
 #include "cli/cli.h"
 #include "lib/clock.h"
@@ -12,8 +12,8 @@
 
 /* What is shown; NULL or NAN or -1: not known. Text is borrowed from root. */
 struct health {
-	cJSON *root; /* the relay's answer; owned */
-	const char *url;
+	cJSON *root;             /* the answer; owned */
+	const char *url, *group; /* group: it is a consumer of this one */
 	const char *state, *sentence, *hint;
 	int ready, healthy;
 	char why[300]; /* failing checks of /readyz */
@@ -84,7 +84,7 @@ static int one_of(const char *word, const char *a, const char *b)
 	return word && (strcmp(word, a) == 0 || strcmp(word, b) == 0);
 }
 
-/* Both pages of the relay. 0, or -1 with exit 69 when it does not answer. */
+/* Both pages. 0, or -1 with exit 69 when it does not answer. */
 static int ask(const struct cli *c, const char *url, struct health *h, struct pr_err *err)
 {
 	char *body = NULL;
@@ -104,12 +104,14 @@ static int ask(const struct cli *c, const char *url, struct health *h, struct pr
 	h->root = status == 200 ? cJSON_Parse(body) : NULL;
 	free(body);
 	if (!cJSON_IsObject(h->root) || !get_str(h->root, "state")) {
-		(void)pr_fail(err, PR_RETRY, "%s answers, but not as a relay does (status %d)", url, status);
+		(void)pr_fail(err, PR_RETRY, "%s answers, but not as a relay or a consumer does (status %d)",
+			url, status);
 		if (status == 401)
-			(void)pr_hint(err, "it wants a token: give -c relay.cfg or set POSTRIDER_TOKEN");
+			(void)pr_hint(err, "it wants a token: give its -c or set POSTRIDER_TOKEN");
 		return -1;
 	}
 	h->url = url;
+	h->group = get_str(h->root, "group");
 	h->state = get_str(h->root, "state");
 	h->sentence = get_str(h->root, "sentence");
 	h->hint = get_str(h->root, "hint");
@@ -149,7 +151,8 @@ static void put_fix(const char *hint)
 
 static void put_first_line(const struct health *h)
 {
-	const char *name = get_str(h->root, "name"), *word = h->state, *text = h->sentence;
+	const char *name = h->group ? h->group : get_str(h->root, "name"), *word = h->state,
+		   *text = h->sentence;
 	char *safe = cli_safe_str(name ? name : "relay");
 	int at;
 
@@ -247,6 +250,29 @@ static void put_relay(const struct health *h)
 		version ? version : "", isnan(up) ? "" : ", up for ", isnan(up) ? "" : cli_span(up, span));
 }
 
+static const char *outcome_word(const char *name)
+{
+	return strcmp(name, "dead_letter") == 0 ? "dead"
+	       : strcmp(name, "duplicate") == 0 ? "known already"
+						: name;
+}
+
+/* "5 handled, 1 dead": what became of messages, without what never happened. */
+static void put_outcomes(const cJSON *handled)
+{
+	struct pr_buf b = { 0 };
+	const cJSON *item;
+	char n[48];
+
+	for (item = first(handled); item; item = item->next)
+		if (item->string && cJSON_IsNumber(item) &&
+			(item->valuedouble > 0 || strcmp(item->string, "handled") == 0))
+			pr_buf_printf(&b, "%s%s %s", b.len ? ", " : "",
+				cli_count((int64_t)item->valuedouble, n), outcome_word(item->string));
+	put_line("messages", "%s%s", b.len ? b.s : "unknown", b.len ? " since it started" : "");
+	pr_buf_free(&b);
+}
+
 static void put_parked(double events, double keys)
 {
 	char a[64], b[64];
@@ -260,21 +286,74 @@ static void put_parked(double events, double keys)
 			cli_number(isnan(keys) ? 0 : (int64_t)keys, "key", b));
 }
 
-static void put_screen(const struct health *h)
+static void put_lag(const struct health *h)
 {
-	double lag = get_num(h->root, "lag_seconds");
+	double lag = get_num(h->root, "lag_seconds"), behind = get_num(h->root, "lag_events");
+	char span[48], n[64];
+
+	put_line("lag", "%s%s%s", isnan(lag) ? "unknown" : cli_span(lag, span), isnan(behind) ? "" : ", ",
+		isnan(behind) ? "" : cli_number((int64_t)behind, "record", n));
+}
+
+static void put_rate(const struct health *h)
+{
 	double rate = get_num(get(h->root, "rates"), "events_per_second");
 	char buf[48];
 
-	put_first_line(h);
-	put_problems(h);
-	(void)putchar('\n');
-	put_line("lag", "%s", isnan(lag) ? "unknown" : cli_span(lag, buf));
-	put_events("pending", get_num(h->root, "pending_events"), "");
 	if (rate >= 100)
 		put_line("rate", "%s events/s", cli_count((int64_t)rate, buf));
 	else if (!isnan(rate))
 		put_line("rate", "%.1f events/s", rate);
+}
+
+/* A line only where there is something. */
+static void put_some(const char *name, const struct health *h, const char *field, const char *what)
+{
+	double n = get_num(h->root, field);
+	char buf[64];
+
+	if (n >= 1)
+		put_line(name, "%s", cli_number((int64_t)n, what, buf));
+}
+
+static void put_consumer(const struct health *h)
+{
+	const char *handler = get_str(h->root, "handler"), *version = get_str(h->root, "version");
+	double partitions = get_num(h->root, "assigned_partitions"), lanes = get_num(h->root, "lanes");
+	double up = get_num(h->root, "uptime_seconds");
+	char a[64], b[64], span[48];
+
+	if (!isnan(partitions) && !isnan(lanes))
+		put_line("reads", "%s, with %s", cli_number((int64_t)partitions, "partition", a),
+			cli_number((int64_t)lanes, "lane", b));
+	put_servers(h);
+	put_line("consumer", "handler %s%s%s%s%s", handler ? handler : "unknown", version ? ", version " : "",
+		version ? version : "", isnan(up) ? "" : ", up for ", isnan(up) ? "" : cli_span(up, span));
+}
+
+static void put_consumer_screen(const struct health *h)
+{
+	put_first_line(h);
+	put_problems(h);
+	(void)putchar('\n');
+	put_lag(h);
+	put_rate(h);
+	put_outcomes(get(h->root, "handled"));
+	put_parked(get_num(h->root, "parked_events"), get_num(h->root, "parked_keys"));
+	put_some("dead", h, "dead_letters", "dead letter");
+	put_some("retrying", h, "retrying", "dead letter");
+	put_some("replay", h, "replays", "job");
+	put_consumer(h);
+}
+
+static void put_screen(const struct health *h)
+{
+	put_first_line(h);
+	put_problems(h);
+	(void)putchar('\n');
+	put_lag(h);
+	put_events("pending", get_num(h->root, "pending_events"), "");
+	put_rate(h);
 	put_events("published", get_num(h->root, "published_total"), " since it started");
 	put_parked(get_num(h->root, "parked_events"), get_num(h->root, "parked_keys"));
 	put_waiting(h);
@@ -291,19 +370,24 @@ static void copy(cJSON *to, const char *name, const cJSON *item)
 
 static cJSON *as_json(const struct health *h)
 {
-	static const char *const same[] = { "name", "version", "state", "sentence", "hint", "leader",
+	static const char *const relay[] = { "name", "version", "state", "sentence", "hint", "leader",
 		"delivery", "lag_seconds", "pending_events", "published_total", "parked_events",
-		"parked_keys", "waiting", "problems", "postgres", "kafka", "uptime_seconds" };
+		"parked_keys", "waiting", "problems", "postgres", "kafka", "uptime_seconds", NULL };
+	static const char *const consumer[] = { "group", "version", "state", "sentence", "hint", "handler",
+		"dedupe", "lanes", "assigned_partitions", "lag_seconds", "lag_events", "handled",
+		"parked_events", "parked_keys", "dead_letters", "retrying", "replays", "breaker", "problems",
+		"postgres", "kafka", "uptime_seconds", NULL };
 	cJSON *o = cJSON_CreateObject();
 
-	(void)cJSON_AddStringToObject(o, "source", "relay");
+	(void)cJSON_AddStringToObject(o, "source", h->group ? "consumer" : "relay");
 	(void)cJSON_AddStringToObject(o, "url", h->url);
 	(void)cJSON_AddBoolToObject(o, "healthy", h->healthy);
 	(void)cJSON_AddBoolToObject(o, "ready", h->ready);
-	for (size_t i = 0; i < sizeof(same) / sizeof(*same); i++)
-		copy(o, same[i], get(h->root, same[i]));
+	for (const char *const *name = h->group ? consumer : relay; *name; name++)
+		copy(o, *name, get(h->root, *name));
 	copy(o, "events_per_second", get(get(h->root, "rates"), "events_per_second"));
-	copy(o, "position_seq", get(get(h->root, "position"), "seq"));
+	if (!h->group)
+		copy(o, "position_seq", get(get(h->root, "position"), "seq"));
 	return o;
 }
 
@@ -356,6 +440,22 @@ static void put_database(const PGresult *res, const char *sentence)
 	free(name);
 }
 
+/* A consumer that is silent: its database is `show consumers`' to tell of. */
+static int silent_consumer(const char *url, const struct pr_err *why)
+{
+	size_t n = strlen(url);
+
+	(void)cli_fail(why);
+	if (n > 2 && strcmp(url + n - 2, ":0") == 0)
+		cli_hint("http.listen takes a free port, its log names it (http_port): postrider status "
+			 "--url ...");
+	else
+		cli_hint("start it: postrider-consumer -c ...; if it runs elsewhere: postrider status --url "
+			 "...");
+	cli_hint("postrider show consumers -c ... says what its database knows");
+	return PR_EX_UNAVAILABLE;
+}
+
 /* Shows the view outbox.lag when a database is known. Returns 69 in any case: the relay is not there. */
 static int ask_database(struct cli *c, const char *url, const struct pr_err *why)
 {
@@ -363,6 +463,8 @@ static int ask_database(struct cli *c, const char *url, const struct pr_err *why
 	struct pr_err err = { 0 };
 	PGresult *res = NULL;
 
+	if (c->consumer_loaded)
+		return silent_consumer(url, why);
 	if (!cli_conninfo_given(c))
 		return cli_fail(why);
 	if (cli_connect_outbox(c, &pg, &err) < 0 || !(res = pr_pg_exec(pg, lag_sql, 0, NULL, &err))) {
@@ -392,7 +494,7 @@ static int show_once(struct cli *c, const char *url)
 		if (cli_has(c, "json"))
 			cli_json_free_line(as_json(&h));
 		else
-			put_screen(&h);
+			(h.group ? put_consumer_screen : put_screen)(&h);
 		rc = h.healthy ? PR_EX_OK : PR_EX_UNHEALTHY;
 	}
 	cJSON_Delete(h.root);

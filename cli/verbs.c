@@ -36,7 +36,7 @@
 	{ .name = "dry-run", .letter = 'n', .type = CLI_FLAG, .doc = "show what would be done, and do nothing" }
 #define WAIT \
 	{ .name = "wait", .arg = "TIME", .type = CLI_DURATION, .min = 0, .max = 3600 * PR_SEC, .def = "10s", \
-	  .doc = "how long to wait for the relay to do it; \"0s\" leaves the request and returns" }
+	  .doc = "how long to wait until it is done; \"0s\" leaves the request and returns" }
 /* Any text: a name that Kafka refuses is one reason to be parked. */
 #define KEYS \
 	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_STR, .doc = "the topic" }, \
@@ -67,6 +67,22 @@
 		 "eta_seconds; without it a terminal gets a bar" }
 #define WATCH(text) \
 	{ .name = "watch", .letter = 'w', .type = CLI_FLAG, .doc = text }
+/* Of what a consumer group holds back. */
+#define HELD_BY GROUP("of this consumer group, not of the relay")
+#define PARTITION \
+	{ .name = "partition", .letter = 'p', .arg = "N", .type = CLI_INT, .max = 1000000, \
+	  .doc = "only of this partition (of a group)" }
+#define FAILURE \
+	{ .name = "class", .arg = "CLASS", .type = CLI_STR, \
+	  .doc = "only keys whose first message failed so (of a group): sqlstate, http, exit, reply, decode, timeout, crash" }, \
+	{ .name = "code", .arg = "CODE", .type = CLI_STR, \
+	  .doc = "only with this code (of a group); * at the end matches any rest: \"23*\"" }
+#define NAMED \
+	{ .name = "no-key", .type = CLI_FLAG, .doc = "messages without a key (of a group): each stands for itself" }, \
+	{ .name = "offset", .arg = "N", .type = CLI_INT, .max = INT64_MAX, .doc = "the message at this offset (of a group)" }
+#define MATCHING \
+	{ .name = "all", .letter = 'a', .type = CLI_FLAG, \
+	  .doc = "the first message of every key that the other options match (of a group)" }
 #define OPTIONS(...) (const struct cli_opt[]){ __VA_ARGS__, HELP, { .name = NULL } }
 
 #define SET_UP "Set up"
@@ -98,20 +114,25 @@ const struct cli_verb cli_verbs[] = {
 	JSON, TIMEOUT) },
 
 { .name = "status", .group = LOOK, .args = "", .run = verb_status,
-  .does = "is the outbox healthy? one screen, worst problem first",
+  .does = "is the relay, or a consumer, healthy? one screen, worst problem first",
   .doc =
-  "Asks the relay. The first line names the state and the worst problem, the second what to do about it.\n\n"
+  "Asks the relay, or with the -c or --url of a consumer that one. The first line names the state and the worst problem, the second what to do about it.\n\n"
   "Exit status 0: healthy (ok, or a standby that waits). 3: not healthy (warn, error, paused, starting, or "
-  "not ready). 69: the relay does not answer; then, if a database is known (--conninfo, -c, environment), "
-  "what the database itself says about the backlog is shown.",
-  .json = "object: source (relay or database), url, healthy, ready, name, version, state, sentence, hint, leader, "
+  "not ready). 69: it does not answer; then, of a relay and if a database is known (--conninfo, -c, "
+  "environment), what the database itself says about the backlog is shown.",
+  .json = "object: source (relay, consumer or database), url, healthy, ready, name, version, state, sentence, hint, leader, "
           "delivery, lag_seconds, pending_events, published_total, events_per_second, parked_events, "
           "parked_keys, waiting [{topic, events, reason}], problems [{code, severity, text, hint}], "
           "postgres {connected, system_id, timeline}, kafka {connected}, position_seq, uptime_seconds; what "
           "is not known is null. From the database: source, url, healthy, ready, state, sentence, lag_seconds, "
-          "pending_events, parked_events, parked_keys, waiting_events, paused. With --watch one object a line",
+          "pending_events, parked_events, parked_keys, waiting_events, paused. Of a consumer: source, url, healthy, "
+          "ready, group, version, state, sentence, hint, handler, dedupe, lanes, assigned_partitions, lag_seconds, "
+          "lag_events, handled {handled, duplicate, filtered, ignored, parked, dead_letter}, events_per_second, "
+          "parked_events, parked_keys, dead_letters, retrying, replays, breaker {open, failures, "
+          "next_probe_seconds}, problems, postgres, kafka, uptime_seconds. With --watch one object a line",
   .examples =
   "postrider status\n"
+  "postrider status -c consumer.cfg\n"
   "postrider status -w\n"
   "postrider status --json | jq .lag_seconds",
   .opts = OPTIONS(DATABASE, URL,
@@ -156,13 +177,18 @@ const struct cli_verb cli_verbs[] = {
   .does = "keys that are held back, with reason, age and number of events",
   .doc =
   "An event that Kafka refuses holds back its key: the events behind it wait in order, the other keys go "
-  "on. One line per key, the longest held first; the reason is that of its first event.",
+  "on. One line per key, the longest held first; the reason is that of its first event.\n\n"
+  "With --group (or the -c of a consumer) it shows what that group holds back: keys whose first message its "
+  "handler could not do, with the failure, the tries so far and the next one. A message without a key is a line of "
+  "its own.",
   .json = "one object a line: topic, key, events, reason, code, since (RFC 3339), age_seconds, "
-          "first_id, first_seq, attempts, request (retry, skip or null)",
+          "first_id, first_seq, attempts, request (retry, skip or null). Of a group: group, topic, partition, key, "
+          "events, class, code, reason, attempts, next_try, since, age_seconds, first_id, first_offset, request",
   .examples =
   "postrider parked list -c relay.cfg\n"
-  "postrider parked list -t outbox.event.order --json",
-  .opts = OPTIONS(
+  "postrider parked list -t outbox.event.order --json\n"
+  "postrider parked list --group seat --class sqlstate",
+  .opts = OPTIONS(HELD_BY, PARTITION, FAILURE,
 	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_STR, .doc = "only of this topic" },
 	{ .name = "limit", .letter = 'l', .arg = "N", .type = CLI_INT, .min = 1, .max = 1000000, .def = "100",
 	  .doc = "at most so many keys" },
@@ -172,13 +198,18 @@ const struct cli_verb cli_verbs[] = {
   .does = "the events held back behind one key, in order",
   .doc =
   "The first event is the one that was refused; the others wait behind it. Payloads are shown only with "
-  "--payload: they may hold what is not for every eye.",
+  "--payload: they may hold what is not for every eye.\n\n"
+  "With --group (or the -c of a consumer) they are that group's; --id also finds a dead letter on another try.",
   .json = "one object a line: id, seq, topic, key, type, reason, code, attempts, request, created_at, "
-          "parked_at, payload_bytes (size or null); with --payload also payload (JSON) or payload_base64",
+          "parked_at, payload_bytes (size or null); with --payload also payload (JSON) or payload_base64. Of a group: "
+          "group, topic, partition, offset, key, id, type, behind (offset of the first of its key, or null), class, "
+          "code, reason, attempts, next_try, time (of the record), parked_at, request, dead_letter (it is another try "
+          "of, or null), payload_bytes",
   .examples =
   "postrider parked show -t outbox.event.order -k 42\n"
-  "postrider parked show --id 0190a6e0-5b5c-7b7e-8b57-3a5a0f1c2d3e --payload",
-  .opts = OPTIONS(KEYS,
+  "postrider parked show --id 0190a6e0-5b5c-7b7e-8b57-3a5a0f1c2d3e --payload\n"
+  "postrider parked show -c consumer.cfg -k 42",
+  .opts = OPTIONS(HELD_BY, KEYS, PARTITION, NAMED,
 	{ .name = "id", .arg = "UUID", .type = CLI_UUID, .doc = "only the event with this id" },
 	{ .name = "payload", .type = CLI_FLAG, .doc = "show the payloads too" },
 	{ .name = "limit", .letter = 'l', .arg = "N", .type = CLI_INT, .min = 1, .max = 1000000, .def = "100",
@@ -190,35 +221,49 @@ const struct cli_verb cli_verbs[] = {
   .doc =
   "Asks the relay to produce the key's first event again. If it goes now (the topic allows larger records, "
   "the rights were given), everything behind it follows in order and the key is free; if not, it stays held "
-  "back with the new reason. Needs a running relay; a paused one acts on it when resumed.",
+  "back with the new reason. Needs a running relay; a paused one acts on it when resumed.\n\n"
+  "With --group (or the -c of a consumer) that group tries the first message of the key now, instead of at its next "
+  "try, then those behind it in order; --all those of every key that matches. Exit status 1: some failed again, or "
+  "became dead letters.",
   .json = "one object a line: topic, key, id, request, outcome (released, still_parked, requested), events "
-          "(left), reason",
-  .examples = "postrider parked retry -t outbox.event.order -k 42",
-  .opts = OPTIONS(KEYS, WAIT, DRY_RUN, DATABASE, JSON, TIMEOUT) },
+          "(left), reason. Of a group also: group, partition, offset, dead_letters (made of the key since); outcome is "
+          "null with --dry-run",
+  .examples =
+  "postrider parked retry -t outbox.event.order -k 42\n"
+  "postrider parked retry --group seat -k 42\n"
+  "postrider parked retry -c consumer.cfg --all --class http",
+  .opts = OPTIONS(HELD_BY, KEYS, PARTITION, NAMED,
+	{ .name = "id", .arg = "UUID", .type = CLI_UUID, .doc = "the message (of a group)" },
+	MATCHING, FAILURE, WAIT, DRY_RUN, DATABASE, JSON, TIMEOUT) },
 
 { .name = "parked skip", .group = HELD, .args = "", .run = verb_parked_skip,
   .does = "give up one event for ever; those behind it go on in order",
   .doc =
   "The event never reaches Kafka. It is kept in outbox.skipped with the time and the database user who "
-  "decided so. Only the first event of a key can be skipped: name it by --id, or the key by -t and -k.",
+  "decided so. Only the first event of a key can be skipped: name it by --id, or the key by -t and -k.\n\n"
+  "With --group (or the -c of a consumer) that group never handles the message: it becomes a dropped dead letter, "
+  "with who decided so. Exactly what was looked at is skipped, not what may have taken its place.",
   .json = "one object a line: topic, key, id, request, outcome (released, still_parked, skipped, requested), "
-          "events (left), reason",
+          "events (left), reason. Of a group also: group, partition, offset, dead_letters (made of the key since); "
+          "outcome is null with --dry-run",
   .examples =
   "postrider parked skip --id 0190a6e0-5b5c-7b7e-8b57-3a5a0f1c2d3e --dry-run\n"
-  "postrider parked skip -t outbox.event.order -k 42 --yes",
-  .opts = OPTIONS(KEYS,
+  "postrider parked skip -t outbox.event.order -k 42 --yes\n"
+  "postrider parked skip --group seat -k 42 --yes",
+  .opts = OPTIONS(HELD_BY, KEYS, PARTITION, NAMED,
 	{ .name = "id", .arg = "UUID", .type = CLI_UUID, .doc = "the event" },
-	YES, DRY_RUN, WAIT, DATABASE, JSON, TIMEOUT) },
+	MATCHING, FAILURE, YES, DRY_RUN, WAIT, DATABASE, JSON, TIMEOUT) },
 
 { .name = "parked release", .group = HELD, .args = "", .run = verb_parked_release,
   .does = "try every key of a topic again, or all of them",
-  .doc = "As `postrider parked retry`, for many keys at once: after the cause is gone.",
-  .json = "one object a line: topic, key, id, request, outcome (released, still_parked, requested), events "
-          "(left), reason",
+  .doc = "As `postrider parked retry`, for many keys at once: after the cause is gone. The same with --group (or the -c of "
+         "a consumer), for the keys that this group holds back.",
+  .json = "as `parked retry`",
   .examples =
   "postrider parked release -t outbox.event.order\n"
-  "postrider parked release --all --wait 60s",
-  .opts = OPTIONS(
+  "postrider parked release --all --wait 60s\n"
+  "postrider parked release --group seat --all",
+  .opts = OPTIONS(HELD_BY, PARTITION, FAILURE,
 	{ .name = "topic", .letter = 't', .arg = "TOPIC", .type = CLI_STR, .doc = "all keys of this topic" },
 	{ .name = "all", .type = CLI_FLAG, .doc = "all keys of all topics" },
 	WAIT, DRY_RUN, DATABASE, JSON, TIMEOUT) },
@@ -350,20 +395,23 @@ const struct cli_verb cli_verbs[] = {
   "Shows the difference and makes a new dead letter with an id of its own: for the group it is another message. "
   "The old one is dropped, each names the other, and both have it in their history. Nothing is handled before "
   "`postrider dlq retry`.\n\n"
-  "Without any of --payload, --header, --no-header and --key, on a terminal, $VISUAL or $EDITOR opens with the "
+  "Without any of these options, on a terminal, $VISUAL or $EDITOR opens with the "
   "payload, and you are asked before anything is done.",
   .json = "object: entry, changed, made (the new entry or null), id (its id or null)",
   .examples =
   "postrider dlq edit 17\n"
   "postrider dlq show 17 --raw | sed s/EURO/EUR/ | postrider dlq edit 17 --payload -\n"
-  "postrider dlq edit 17 --header region=eu --dry-run",
+  "postrider dlq edit 17 --header region=eu --dry-run\n"
+  "postrider dlq edit 17 --tombstone",
   .opts = OPTIONS(
 	{ .name = "payload", .letter = 'f', .arg = "FILE", .type = CLI_FILE,
 	  .doc = "the new payload is in this file; \"-\" is standard input" },
 	{ .name = "header", .letter = 'H', .arg = "NAME=VALUE", .type = CLI_PAIR, .many = 1,
 	  .doc = "set a header" },
 	{ .name = "no-header", .arg = "NAME", .type = CLI_STR, .many = 1, .doc = "take a header away" },
+	{ .name = "tombstone", .type = CLI_FLAG, .doc = "take the payload away" },
 	{ .name = "key", .letter = 'k', .arg = "KEY", .type = CLI_STR, .doc = "another key" },
+	{ .name = "no-key", .type = CLI_FLAG, .doc = "take the key away" },
 	{ .name = "bytes", .type = CLI_FLAG, .doc = "the payload was JSON and need not be any more" },
 	{ .name = "yes", .letter = 'y', .type = CLI_FLAG, .doc = "after the editor, do not ask" },
 	DRY_RUN, DATABASE, JSON, TIMEOUT) },

@@ -761,6 +761,41 @@ def test_status_shows_less_of_a_relay_that_says_less(cli, fake):
     assert done.returncode == 0 and "lag        unknown" in done.stdout
 
 
+SEAT = {"group": "seat", "state": "warn", "sentence": "2 messages of 1 key are parked, the oldest for 6 s", "hint": None,
+        "handler": "sql", "dedupe": "inbox", "lanes": 1, "assigned_partitions": 3, "lag_seconds": 6.5, "lag_events": 1200,
+        "handled": {"handled": 0, "duplicate": 2, "filtered": 0, "ignored": 0, "parked": 3, "dead_letter": 1},
+        "parked_events": 2, "parked_keys": 1, "dead_letters": 1, "retrying": 0, "replays": 0, "breaker": {"open": False},
+        "version": "0.1.0", "problems": [], "postgres": {"connected": True}, "kafka": {"connected": True},
+        "uptime_seconds": 7, "rates": {"events_per_second": 0.5}}
+
+
+def test_status_of_a_consumer(cli, fake):
+    """A consumer says its own words: it is nobody's leader, and has no outbox that could be pending."""
+    done = cli("status", "--url", fake(SEAT))
+    assert done.returncode == 3 and done.stdout.startswith("seat  warn  2 messages of 1 key")
+    for said in ("lag        6.5 s, 1,200 records", "messages   0 handled, 2 known already, 3 parked, 1 dead since",
+                 "reads      3 partitions, with 1 lane", "dead       1 dead letter\n", "handler sql, version 0.1.0"):
+        assert said in done.stdout, done.stdout
+    for wrong in ("relay", "leader", "pending", "published", "retrying", "replay"):
+        assert wrong not in done.stdout, wrong
+    got = json.loads(cli("status", "--json", "--url", fake(SEAT)).stdout)
+    assert (got["source"], got["group"], got["healthy"], got["lag_events"]) == ("consumer", "seat", False, 1200)
+    help_text = " ".join(cli("status", "--help").stdout.split())
+    assert all(name in help_text for name in got) and "leader" not in got
+
+
+def test_status_of_a_silent_consumer(cli, tmp_path):
+    """Its database has an outbox too, but that one's backlog is not what was asked for."""
+    conf = tmp_path / "consumer.cfg"
+    conf.write_text('group = "seat"; database: { conninfo = "host=127.0.0.1"; }; kafka: { brokers = "127.0.0.1:1";'
+                    'topics = [ "t" ]; }; handler: { kind = "sql"; function = "a.b"; };'
+                    f'http: {{ listen = "127.0.0.1:{servers.free_port()}"; }};')
+    done = cli("status", "-c", str(conf))
+    assert done.returncode == 69 and done.stdout == "" and "the consumer does not answer" in done.stderr
+    assert "hint: start it: postrider-consumer" in done.stderr and "show consumers" in done.stderr
+    assert "its log names" in cli("status", "-c", str(conf), "-o", "http.listen=127.0.0.1:0").stderr
+
+
 def test_status_data_cannot_drive_the_terminal(cli, fake):
     done = cli("status", "--url", fake(dict(WARN, name="\x1b]0;x\x07", sentence="\x1b[2J\u202e", hint="\x9b31m")))
     assert not set("\x1b\x07\x9b\u202e") & set(done.stdout) and "\\x1b[2J" in done.stdout
@@ -769,7 +804,7 @@ def test_status_data_cannot_drive_the_terminal(cli, fake):
 @pytest.mark.parametrize("body", ["", "no json", "[]", "{}", '{"state": 7}', '{"state": ""}', "null", "{" * 5000])
 def test_status_of_something_else_is_69(cli, fake, body):
     done = cli("status", "--url", fake(body))
-    assert done.returncode == 69 and "not as a relay does" in done.stderr
+    assert done.returncode == 69 and "not as a relay or a consumer does" in done.stderr
 
 
 def test_status_sends_the_token(cli, fake):

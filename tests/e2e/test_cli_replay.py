@@ -203,7 +203,7 @@ def job(db, to=100, group="seat"):
 
 
 def test_list_and_show(db, cli):
-    assert cli("replay", "list", "--conninfo", db.conninfo, check=True).stderr == "no replay\n"
+    assert cli("replay", "list", "--conninfo", db.conninfo, check=True).stderr == "no replay jobs\n"
     a, b = job(db), job(db, group="mail")
     db.query("SELECT inbox.replay_progress(%s, 't', 0, 55, 5, 50)", (a,))
     db.query("SELECT inbox.replay_failed(%s, E'records are gone\\x1b')", (b,))
