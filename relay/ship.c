@@ -148,10 +148,10 @@ static int flush_firsts(struct publisher *p, int64_t give_up, struct pr_err *err
 }
 
 /* A broker takes any sequence number from a producer that it does not know yet. If a producer's first batch
- * for a partition is refused, as by a broker that has not heard of a new topic, the next one in flight is
- * taken. In at_least_once it overtakes the first for ever; in a transaction librdkafka 2.0 is told that the
- * first is out of order, takes it for a duplicate because a later one is acknowledged, and it is lost without
- * a word (KAFKA-15591). So nothing follows the first record of a partition until it is acknowledged. */
+ * for a partition is refused for a moment, as by a broker that has not heard of a new topic, the next one in
+ * flight is taken, and the first is out of order for ever (KAFKA-15591). In at_least_once it is overtaken; in
+ * a transaction one was seen to be missing after a commit that went well. So nothing follows the first record
+ * of a partition until it is acknowledged. */
 static int wait_for_first(struct publisher *p, struct topic *topic, const struct event *e, int *ret_partition,
 	struct pr_err *err)
 {

@@ -513,11 +513,11 @@ def test_a_late_row_does_not_hide_how_far_it_went(scene, pg_server, kafka, deliv
 
 @both
 def test_first_record_of_a_partition_goes_alone(scene, pg_server, frail_kafka, kafka_proxy, delivery):
-    """Story: a topic was just made, and the broker refused the first batch for it because it had not heard of it.
-    The second, on its way behind it, was taken: a broker takes any first sequence number from a producer that it
-    does not know on a partition. The first was out of order from then on, and librdkafka took it for a duplicate:
-    one event of six hundred was lost, exactly once and without a word (KAFKA-15591). So nothing follows a
-    producer's first record of a partition until it is acknowledged, here late."""
+    """Story: of six hundred events for a topic that was just made, the first was missing, exactly once and without
+    a word, while batches were small. A broker that has not heard of a topic yet refuses the first batch for it,
+    and takes the second that is on its way behind it, for it takes any first sequence number from a producer
+    that it does not know on a partition (KAFKA-15591). So nothing follows a producer's first record of a
+    partition until it is acknowledged, here late."""
     s = scene(pg_server, frail_kafka, delivery, partitions=1)
     s.brokers = kafka_proxy.bootstrap
     relay = s.relay({"kafka": {"properties": ["batch.size=1000", "compression.codec=none"]}}).start()
