@@ -124,6 +124,12 @@ class Lab:
     def close(self):
         servers.stop_all()
 
+    def once(self, key, make):
+        """What make() gives, made at the first call for this key."""
+        if key not in self.templates:
+            self.templates[key] = make()
+        return self.templates[key]
+
     # ------------------------------------------------------------ rows
 
     def init(self, db, name=None):

@@ -17,16 +17,16 @@ HEAP = "512m"
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def jars():
-    """The connector and Connect, from Maven Central, outside the checkout."""
-    path = os.path.join(L.servers.cache_dir(), f"debezium-{VERSION}")
+def jars(rival="debezium", name=f"debezium-{VERSION}"):
+    """What bench/<rival>/pom.xml names, from Maven Central, outside the checkout."""
+    path = os.path.join(L.servers.cache_dir(), name)
     if not os.path.exists(path):
         half = f"{path}.{os.getpid()}"
-        done = subprocess.run(["mvn", "-q", "-B", "-ntp", "-f", os.path.join(HERE, "debezium", "pom.xml"),
+        done = subprocess.run(["mvn", "-q", "-B", "-ntp", "-f", os.path.join(HERE, rival, "pom.xml"),
                                "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={half}"],
                               stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
         if done.returncode:
-            raise Failed(f"Debezium's jars cannot be had: {done.stdout[-500:]}")
+            raise Failed(f"the jars of bench/{rival}/pom.xml cannot be had: {done.stdout[-500:]}")
         os.rename(half, path)
     return path
 

@@ -4,8 +4,8 @@ prints a table of ratios and writes bench/results/<name>-<time>.json. Refuses to
 server it did not start. Exit status 1 when a measure could not be taken, or, with
 STRICT=1, when a target is missed.
 
-Environment: MEASURES=drain,idle,curve_payload (default: all)  ROWS=1000000  ROUNDS=3  DURATION=15
-RIVALS=1 (Debezium beside us)  FULL=1 (10 M rows, curves)  STRICT=1  NAME=bench"""
+Environment: MEASURES=drain,consume,curve_payload (default: all)  ROWS=1000000  ROUNDS=3  DURATION=15
+RIVALS=1 (Debezium, and other listeners, beside us)  FULL=1 (10 M rows, curves)  STRICT=1  NAME=bench"""
 import datetime
 import json
 import os
@@ -15,6 +15,7 @@ import sys
 import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import consumers as C  # noqa: E402
 import lab as L  # noqa: E402
 import measures as M  # noqa: E402
 
@@ -56,12 +57,14 @@ def line(r):
 
 
 def chosen(opt):
-    known = dict(M.MEASURES)
+    known = dict(M.MEASURES, **C.MEASURES)
     if opt.full or "flat" in opt.only:
         known.update(M.FULL)
     if opt.rivals or "rivals" in opt.only:
         import rivals
         known["rivals"] = rivals.rivals
+    if opt.rivals or "consume_rivals" in opt.only:
+        known.update(C.RIVALS)
     if opt.full or any(m.startswith("curve_") for m in opt.only):
         import curves
         known.update(curves.CURVES)
