@@ -134,6 +134,23 @@ static void print_json(const struct question *q, const char *file)
 	cli_json_free_line(o);
 }
 
+/* A time of a config, whole in its unit as it was written: "10 min", "24 h". */
+static const char *exact(int64_t us, char *buf)
+{
+	int64_t s = us / PR_SEC;
+
+	if (us % PR_SEC || s == 0)
+		return cli_span((double)us / (double)PR_SEC, buf);
+	(void)snprintf(buf, 48, "%lld %s",
+		(long long)(s % 3600 == 0 ? s / 3600
+			    : s % 60 == 0 ? s / 60
+					  : s),
+		s % 3600 == 0 ? "h"
+		: s % 60 == 0 ? "min"
+			      : "s");
+	return buf;
+}
+
 static void print_delays(const struct pr_rule *r)
 {
 	char first[48], most[48], total[48];
@@ -146,9 +163,8 @@ static void print_delays(const struct pr_rule *r)
 	else
 		(void)printf(
 			"%-9s %s\n", "tries", counts(r) ? "for ever" : "one message, until it gets through");
-	(void)printf("%-9s %s first, doubling up to %s\n", "delay",
-		cli_span((double)r->backoff_us / (double)PR_SEC, first),
-		cli_span((double)r->backoff_max_us / (double)PR_SEC, most));
+	(void)printf("%-9s %s first, doubling up to %s\n", "delay", exact(r->backoff_us, first),
+		exact(r->backoff_max_us, most));
 }
 
 static void print_text(const struct question *q, const char *file)

@@ -48,7 +48,9 @@ static int switch_to(struct cli *c, const char *function)
 		!(now = pr_pg_exec(pg, now_sql, n, &group, &err))) {
 		if (strcmp(err.code, "55000") ==
 			0) /* no relay, or no consumer of the group, has run here yet */
-			err.exit = PR_EX_REFUSED;
+			err.exit = group ? PR_EX_NOT_FOUND : PR_EX_REFUSED;
+		if (strcmp(err.code, "55000") == 0 && group)
+			(void)pr_hint(&err, "postrider show consumers says which have");
 		rc = cli_fail(&err);
 		goto out;
 	}

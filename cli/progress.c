@@ -15,6 +15,15 @@ void cli_progress_begin(const struct cli *c, struct cli_progress *p, const char 
 	p->bar = !p->json && cli_tty(stderr);
 }
 
+/* Three digits behind the point: more is noise, and would be written as 1e-06. */
+static void add_rounded(cJSON *o, const char *name, double n)
+{
+	char buf[48];
+
+	(void)snprintf(buf, sizeof(buf), "%.3f", n);
+	(void)cJSON_AddRawToObject(o, name, buf);
+}
+
 static double rate(const struct cli_progress *p, int64_t now)
 {
 	double seconds = (double)(now - p->started_us) / PR_SEC;
@@ -34,10 +43,10 @@ static void put_json(const struct cli_progress *p, int64_t now)
 		(void)cJSON_AddNullToObject(o, "total");
 	cli_json_int(o, "done", p->done);
 	cli_json_int(o, "failed", p->failed);
-	(void)cJSON_AddNumberToObject(o, "seconds", (double)(now - p->started_us) / PR_SEC);
-	(void)cJSON_AddNumberToObject(o, "per_second", per_second);
+	add_rounded(o, "seconds", (double)(now - p->started_us) / PR_SEC);
+	add_rounded(o, "per_second", per_second);
 	if (p->total >= 0 && per_second > 0)
-		(void)cJSON_AddNumberToObject(o, "eta_seconds", (double)(p->total - p->done) / per_second);
+		add_rounded(o, "eta_seconds", (double)(p->total - p->done) / per_second);
 	else
 		(void)cJSON_AddNullToObject(o, "eta_seconds");
 	cli_json_free_line(o);

@@ -149,9 +149,10 @@ static void show_text(const PGresult *res, const PGresult *parts)
 	const char *state = cli_cell(res, 0, J_STATE), *note = cli_cell(res, 0, J_NOTE);
 	char *group = cli_safe_str(cli_cell(res, 0, J_GROUP));
 
-	(void)printf("%sreplay %s%s  group %s  %s%s%s", cli_on(stdout, CLI_BOLD), cli_cell(res, 0, J_JOB),
+	(void)printf("%sreplay %s%s  group %s  %s%s%s\n", cli_on(stdout, CLI_BOLD), cli_cell(res, 0, J_JOB),
 		cli_off(stdout), group, cli_on(stdout, colour_of(state)), state, cli_off(stdout));
-	cli_text(stdout, note ? note : "", 1, 4);
+	if (note && *note)
+		cli_text(stdout, note, 0, 2);
 	for (int i = 0; i < PQntuples(parts); i++) {
 		int64_t from = cli_cell_int(parts, i, 2), to = cli_cell_int(parts, i, 3);
 		char *done = percent(cli_cell_int(parts, i, 4) - from, to - from);
@@ -164,6 +165,11 @@ static void show_text(const PGresult *res, const PGresult *parts)
 	}
 	cli_table_print(&t, stdout);
 	free(group);
+}
+
+static int has_ended(const char *state)
+{
+	return strcmp(state, "done") == 0 || strcmp(state, "cancelled") == 0;
 }
 
 static int exit_of(const char *state)
@@ -297,15 +303,33 @@ int verb_replay_resume(struct cli *c)
 	return change(c, "replay_resume", "resumed");
 }
 
+/* What has ended already is refused with its own words, before anybody is asked for --yes. */
+static int check_open(struct cli *c, const char *job, struct pr_err *err)
+{
+	struct pr_pg *pg = NULL;
+	PGresult *res = NULL;
+	int rc = -1;
+
+	if (check_job(job, err) == 0 && cli_connect_outbox(c, &pg, err) == 0 &&
+		(res = read_job(pg, job, err)) != NULL)
+		rc = has_ended(cli_cell(res, 0, J_STATE)) ? refuse(pg, job, "cancelled", err) : 0;
+	PQclear(res);
+	pr_pg_close(pg);
+	return rc;
+}
+
 int verb_replay_cancel(struct cli *c)
 {
+	const char *job = c->args[0];
 	struct pr_err err = { 0 };
 
+	if (check_open(c, job, &err) < 0)
+		return cli_failed(c, &err);
 	if (cli_has(c, "dry-run")) {
-		cli_say("would cancel replay %.20s", c->args[0]);
+		cli_say("would cancel replay %.20s", job);
 		return PR_EX_OK;
 	}
-	if (cli_confirmed(c, &err, "cancel replay %.20s: it cannot be resumed", c->args[0]) < 0)
+	if (cli_confirmed(c, &err, "cancel replay %.20s: it cannot be resumed", job) < 0)
 		return cli_failed(c, &err);
 	return change(c, "replay_cancel", "cancelled");
 }

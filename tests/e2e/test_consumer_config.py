@@ -125,6 +125,7 @@ def test_explain_error_in_words():
     done = cli.run("explain-error", "40p01")
     assert done.returncode == 0 and done.stdout.startswith("sqlstate:40P01: retry\nrule      built in: \"sqlstate:40*\"\n")
     assert cli.run("explain-error", "503").stdout.startswith("http:503: breaker\n")
+    assert "\ndelay     1 h first, doubling up to 24 h\n" in cli.run("explain-error", "crash").stdout
     for wrong in ("http:5xx", "sqlstate:*", "reply", "nonsense", "exit:1000", "timeout:1"):
         done = cli.run("explain-error", wrong)
         assert done.returncode == 2 and f'"{wrong}": ' in done.stderr
