@@ -270,7 +270,8 @@ def rebalance(lab, opt):
             for c in members:
                 c.start()
             for c in members:
-                wait_until(lambda c=c: c.metric("postrider_consumer_assigned_partitions") == 2, 60, "two each")
+                wait_until(lambda c=c: c.metric("postrider_consumer_assigned_partitions") == 2, 60, "two each",
+                           ignore=(OSError,))
                 c.wait_ready()
             load = subprocess.Popen(fill(lab, topic, n, rate=rate), stdout=subprocess.DEVNULL)
             try:
