@@ -102,7 +102,7 @@ def test_lost_commit_reply(inbox, pg_server):  # noqa: F811
         i.conninfo = p.conninfo(i.name)
         c = i.consumer(config={"database": {"timeout": "1s"}}).start()
         i.send(100)
-        i.check()
+        i.check(more=True)
         for nth in (1, 2, 5):
             # 'D' or 'C' of the reply to inbox.advance: the transaction has committed when ReadyForQuery is sent.
             p.rule("down", "pg:Z", nth, "drop+cut")

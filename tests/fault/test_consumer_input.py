@@ -102,7 +102,7 @@ def test_open_transaction_holds_nothing_but_itself(inbox):  # noqa: F811
     p = Producer({"bootstrap.servers": i.kafka.bootstrap, "transactional.id": i.name, "log_level": 0})
     p.init_transactions(20)
     i.send(20, keys=2)
-    i.check()
+    i.check(more=True)
     p.begin_transaction()
     mine, i._producer = i._producer, p
     i.send(20, keys=2)

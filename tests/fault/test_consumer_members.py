@@ -44,42 +44,6 @@ def test_rebalance_storm(inbox):  # noqa: F811
     assert epochs(i) > 6 * 4, "partitions have wandered"
 
 
-def test_killed_member_is_replaced(inbox):  # noqa: F811
-    """Two members, one of them killed: the other takes its partitions after the session timeout; what it has of its
-    own goes on all the while."""
-    i = inbox(partitions=4)
-    a, b = i.member().start(), i.member().start()
-    with i.stream(rate=400, keys=40):
-        wait_until(lambda: i.one("SELECT count(DISTINCT client) FROM (SELECT substring(by FROM 'lane.*') AS client"
-                                 " FROM app.effect) x") >= 1 and epochs(i) >= 6, 20, "both to work")
-        a.kill9()
-        i.flows(200)
-        wait_until(lambda: all(r[0] < 0.8 for r in i.db.query(
-            "SELECT extract(epoch FROM clock_timestamp() - max(at)) FROM app.effect GROUP BY partition")), 25,
-            "all partitions to move again", interval=0.05)
-    i.check()
-    assert b.running()
-
-
-def test_slow_handler_stays_in_the_group(inbox):  # noqa: F811
-    """Story: a handler takes longer than max.poll.interval.ms. A client whose poll loop waits for it is thrown out,
-    its partitions wander, and another handles the same event while it still does. Ours stays."""
-    i = inbox(partitions=2)
-    two = [i.consumer(config={"lanes": 1, "kafka": {"properties": ["max.poll.interval.ms=10000"]},
-                              "handler": {"timeout": "30s"}}).start().wait_ready() for _ in range(2)]
-    i.send(20)
-    i.check()
-    calm = [c.metric("postrider_consumer_rebalances_total") for c in two], epochs(i)
-    i.poison("slow", "sleep 11", seq=1)
-    slow = i.event("slow")
-    i.check(timeout=40)
-    assert i.count(f"id = '{slow}'") == 1
-    assert i.one("SELECT last_value FROM app.tries") == 1, "nobody else tried it"
-    assert ([c.metric("postrider_consumer_rebalances_total") for c in two], epochs(i)) == calm
-    for c in two:
-        assert "fenced" not in c.log_text() and "revoked" not in c.log_text().split("assigned")[-1]
-
-
 # ---------------------------------------------------------------- zombies
 
 def zombie_lock(i):
@@ -109,9 +73,9 @@ def test_zombie_with_a_decided_batch(inbox, handler):  # noqa: F811
     b = i.consumer(handler, {"lanes": 1, "member": "one"}).start()
     wait_until(lambda: epochs(i) == 2, 15, "the second to take over")
     lock.close()
-    i.check()
+    i.check(more=True)
     i.send(20, keys=4)
-    i.check()
+    i.check(more=True)
     a.sigcont()
     assert a.wait(20) != 0
     assert "fenced" in a.log_text()
@@ -119,27 +83,6 @@ def test_zombie_with_a_decided_batch(inbox, handler):  # noqa: F811
     i.check()
     assert b.running()
     assert i.count("by LIKE '%lane%'") == 60
-
-
-def test_zombie_that_stays(inbox):  # noqa: F811
-    """The same with a member that has no name: it comes back into the group, and both work on."""
-    i = inbox(partitions=2)
-    i.poison("k0", "wait", seq=1)
-    i.send(20, keys=4)
-    lock = zombie_lock(i)
-    a = i.consumer(config={"http": {"listen": "127.0.0.1:0"}, "handler": {"timeout": "20s"}}).start()
-    wait_until(lambda: waits(i) == 1, 15, "the batch to be decided")
-    a.sigstop()
-    b = i.consumer(config={"handler": {"timeout": "20s"}}).start()
-    before = epochs(i)
-    wait_until(lambda: epochs(i) > before, 25, "the second to take over")
-    lock.close()
-    i.check()
-    a.sigcont()
-    wait_until(lambda: "fenced" in a.log_text(), 15, "it to see that it was fenced")
-    i.send(200)
-    i.check()
-    assert a.running() and b.running()
 
 
 def test_zombie_in_an_open_transaction(inbox):  # noqa: F811
@@ -158,7 +101,7 @@ def test_zombie_in_an_open_transaction(inbox):  # noqa: F811
     a.sigstop()
     os.unlink(gate)
     i.consumer(handler, {"lanes": 1, "member": "one"}).start()
-    i.check(timeout=20)
+    i.check(timeout=20, more=True)
     a.sigcont()
     assert a.wait(20) != 0
     i.send(20, keys=4)
@@ -186,6 +129,80 @@ def test_two_that_claim_in_turns(inbox):  # noqa: F811
     i.check()
     assert "fenced" in c.log_text()
     i.wait_state(c, "ok")
+
+
+# ---------------------------------------------------------------- what takes ten seconds: a session's length
+
+def killed_member_is_replaced(i):
+    """Two members, one of them killed: the other takes its partitions after the session timeout; what it has of its
+    own goes on all the while."""
+    a, b = i.member().start(), i.consumer().start()
+    b.wait_ready()
+    with i.stream(rate=200, keys=40):
+        wait_until(lambda: b.metric("postrider_consumer_assigned_partitions") == 2, 20, "both to have two")
+        mine = [p["partition"] for p in b.status()["partitions"]]
+        a.kill9()
+        before = dict(i.db.query("SELECT partition, count(*) FROM app.effect GROUP BY partition"))
+        yield
+        wait_until(lambda: len(i.db.query("SELECT partition FROM app.effect WHERE at > clock_timestamp() - interval '1 s'"
+                                          " GROUP BY partition")) == 4, 25, "all partitions to move again", interval=0.05)
+        assert len(mine) == 2 and all(i.count(f"partition = {p}") > before[p] + 100 for p in mine)
+        assert i.one("SELECT max(pause) FROM (SELECT at - lag(at) OVER (PARTITION BY partition ORDER BY at) AS pause"
+                     " FROM app.effect WHERE partition = ANY (%s)) AS p", (mine,)).total_seconds() < 3
+    i.check()
+
+
+def slow_handler_stays_in_the_group(i):
+    """Story: a handler takes longer than max.poll.interval.ms. A client whose poll loop waits for it is thrown out,
+    its partitions wander, and another handles the same event while it still does. Ours stays."""
+    two = [i.consumer(config={"lanes": 1, "kafka": {"properties": ["max.poll.interval.ms=10000"]},
+                              "handler": {"timeout": "30s"}}).start().wait_ready() for _ in range(2)]
+    wait_until(lambda: [c.metric("postrider_consumer_assigned_partitions") for c in two] == [2, 2], 20, "two each")
+    i.send(20)
+    i.check()
+    calm = [c.metric("postrider_consumer_rebalances_total") for c in two], epochs(i)
+    i.poison("slow", "sleep 11", seq=1)
+    slow = i.event("slow")
+    i.flush()
+    wait_until(lambda: i.one("SELECT is_called FROM app.tries"), 10, "it to begin")
+    yield
+    i.check(timeout=40)
+    assert i.count(f"id = '{slow}'") == 1
+    assert i.one("SELECT last_value FROM app.tries") == 1, "nobody else tried it"
+    assert ([c.metric("postrider_consumer_rebalances_total") for c in two], epochs(i)) == calm
+    for c in two:
+        assert "revoked" not in c.log_text().split("assigned")[-1]
+
+
+def zombie_that_stays(i):
+    """A member with a decided batch and without a name stands still: it comes back into the group, and both work on."""
+    i.poison("k0", "wait", seq=1)
+    i.send(20, keys=4)
+    lock = zombie_lock(i)
+    a = i.member(config={"handler": {"timeout": "20s"}}).start()
+    wait_until(lambda: waits(i) == 1, 15, "the batch to be decided")
+    a.sigstop()
+    b = i.consumer(config={"handler": {"timeout": "20s"}}).start()
+    before = epochs(i)
+    yield
+    wait_until(lambda: epochs(i) > before, 25, "the second to take over")
+    lock.close()
+    i.check(more=True)
+    a.sigcont()
+    wait_until(lambda: "fenced" in a.log_text(), 15, "it to see that it was fenced")
+    i.send(200)
+    i.check()
+    assert a.running() and b.running()
+
+
+def test_members_that_are_gone_slow_or_frozen(inbox):  # noqa: F811
+    """Three scenes side by side, because each of them waits for a session of ten seconds to end, or to survive."""
+    scenes = [slow_handler_stays_in_the_group(inbox(partitions=4)), zombie_that_stays(inbox(partitions=4)),
+              killed_member_is_replaced(inbox(partitions=4))]
+    for s in scenes:
+        next(s)
+    for s in scenes:
+        assert next(s, "ended") == "ended"
 
 
 # ---------------------------------------------------------------- side by side

@@ -65,7 +65,7 @@ def test_replay_of_everything_has_no_new_effect(inbox):  # noqa: F811
     i = inbox()
     i.send(1500, keys=30)
     c = i.consumer().start()
-    i.check()
+    i.check(more=True)
     ends = i.kafka.end_offsets(i.topic)
     job = i.one("SELECT inbox.replay_new(%s, %s, %s, %s, %s)",
                 (i.group, [i.topic] * 3, [0, 1, 2], [0, 0, 0], [ends[p] for p in range(3)]))
@@ -86,13 +86,13 @@ def test_replay_handles_what_was_not(inbox):  # noqa: F811
     i.send(100, keys=10)
     c = i.consumer().start()
     i.wait_dead(10)
-    i.check(without=i.keys["k2"])
+    i.check(without=i.keys["k2"], more=True)
     i.cure()
     ends = i.kafka.end_offsets(i.topic)
     parts = [p for p in range(3) if ends[p] > 0]
     i.db.query("SELECT inbox.replay_new(%s, %s, %s, %s, %s)",
                (i.group, [i.topic] * len(parts), parts, [0] * len(parts), [ends[p] for p in parts]))
-    i.check()
+    i.check(more=True)
     # The dead letters are tried again afterwards: they have been seen by now.
     i.db.query("SELECT inbox.dlq_retry(array_agg(entry)) FROM inbox.dead_letter")
     wait_until(lambda: {r[5] for r in i.dead()} == {"retried"}, 20, "all to be retried")
@@ -106,7 +106,7 @@ def test_forgotten_ids_are_refused(inbox):  # noqa: F811
     i = inbox()
     i.send(20)
     c = i.consumer(config={"inbox": {"keep": "1s", "horizon": "0s"}}).start()
-    i.check()
+    i.check(more=True)
     wait_until(lambda: i.one("SELECT min(slot) FROM inbox.slot") > 1, 20, "the first slot to be dropped")
     assert i.one("SELECT inbox.keep(%s, '1 second') > now() - interval '1 hour'", (i.group,))
     c.terminate()
@@ -133,7 +133,7 @@ def test_duplicates_across_rotations(inbox):  # noqa: F811
     i = inbox()
     i.consumer(config={"inbox": {"keep": "2s", "horizon": "0s"}}).start()
     ids = i.send(50)
-    i.check()
+    i.check(more=True)
     first = i.one("SELECT max(slot) FROM inbox.slot")
     wait_until(lambda: i.one("SELECT max(slot) FROM inbox.slot") > first, 10, "a rotation")
     for id in ids:
