@@ -394,22 +394,56 @@ void cli_table_add(struct cli_table *t, const char *const *cells)
 	t->rows[t->nrows++] = row;
 }
 
-/* Takes cells from the widest columns until the table fits the terminal. */
-static void shrink(size_t *width, int n, size_t room)
+static size_t widest_cell(const struct cli_table *t, int column)
 {
-	for (;;) {
-		size_t sum = (size_t)(n - 1) * 2;
-		int widest = 0;
+	size_t most = 1;
 
-		for (int i = 0; i < n; i++) {
-			sum += width[i];
-			if (width[i] > width[widest])
+	for (int r = 0; r < t->nrows; r++)
+		if (cli_cells(t->rows[r][column]) > most)
+			most = cli_cells(t->rows[r][column]);
+	return most;
+}
+
+static size_t sum_of(const size_t *width, int n)
+{
+	size_t sum = (size_t)(n - 1) * 2;
+
+	for (int i = 0; i < n; i++)
+		sum += width[i];
+	return sum;
+}
+
+/* Takes cells from the widest column, none below least[], until the table fits. */
+static void shrink_to(size_t *width, const size_t *least, int n, size_t room)
+{
+	for (size_t sum = sum_of(width, n); sum > room; sum--) {
+		int widest = -1;
+
+		for (int i = 0; i < n; i++)
+			if (width[i] > least[i] && (widest < 0 || width[i] > width[widest]))
 				widest = i;
-		}
-		if (sum <= room || width[widest] <= 8)
+		if (widest < 0)
 			return;
 		width[widest]--;
 	}
+}
+
+/* Texts give way first, then headings of numbers, then texts again. A number is never cut: what is left of it
+ * would be another one. */
+static void shrink(const struct cli_table *t, size_t *width, size_t room)
+{
+	size_t *least = pr_calloc((size_t)t->ncols, sizeof(*least));
+
+	for (int pass = 0; pass < 3; pass++) {
+		for (int i = 0; i < t->ncols; i++) {
+			if (t->heads[i][0] != '>')
+				least[i] = pass < 2 ? 8 : 4;
+			else
+				least[i] = pass < 1 ? width[i] : widest_cell(t, i);
+		}
+		shrink_to(width, least, t->ncols, room);
+	}
+	free(least);
 }
 
 static void print_cell(FILE *f, const char *s, size_t width, int right, int last)
@@ -432,13 +466,12 @@ void cli_table_print(struct cli_table *t, FILE *f)
 	size_t *width = pr_calloc((size_t)t->ncols, sizeof(*width));
 
 	for (int i = 0; i < t->ncols; i++) {
-		width[i] = cli_cells(t->heads[i] + (t->heads[i][0] == '>'));
-		for (int r = 0; r < t->nrows; r++)
-			if (cli_cells(t->rows[r][i]) > width[i])
-				width[i] = cli_cells(t->rows[r][i]);
+		size_t head = cli_cells(t->heads[i] + (t->heads[i][0] == '>'));
+
+		width[i] = widest_cell(t, i) > head ? widest_cell(t, i) : head;
 	}
 	if (cli_tty(f))
-		shrink(width, t->ncols, (size_t)cli_width(f));
+		shrink(t, width, (size_t)cli_width(f));
 	for (int r = -1; r < t->nrows; r++) {
 		(void)fputs(r < 0 ? cli_on(f, CLI_DIM) : "", f);
 		for (int i = 0; i < t->ncols; i++) {

@@ -277,6 +277,18 @@ def test_watch_on_a_terminal_and_ctrl_c(db):
     assert db.one("SELECT state FROM inbox.replay") == "running"
 
 
+def test_tables_fit_and_cut_no_number(db):
+    """On 80 columns texts and headings give way; a number that lost its end would be another number."""
+    a = job(db)
+    db.query("UPDATE inbox.replay SET note = repeat('because ', 20)")
+    db.query("SELECT inbox.replay_progress(%s, 't', 0, 55, 5, 50)", (a,))
+    for args in (["list"], ["show", str(a)]):
+        t = Terminal("replay", *args, "--conninfo", db.conninfo, columns=80, env={"NO_COLOR": "1", "LC_ALL": "C.UTF-8"})
+        assert t.end() == 0
+        assert all(len(line) <= 80 for line in t.text.splitlines()), t.text
+        assert re.search(r" %( +\d+)* +5 +50( |$)", t.text, re.M), t.text
+
+
 # ---------------------------------------------------------------- show consumers
 
 def test_show_consumers_without_any(db, cli):
