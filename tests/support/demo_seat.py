@@ -200,7 +200,7 @@ class Seat:
         yield from demo.until(lambda: self.parked_keys == 1 and self.dead_letters == 1, 30, "the poison to be held back")
         before = self.handled
         yield from demo.until(lambda: self.handled > before, 30, "the others to flow")
-        yield from demo.seconds(3.5)
+        yield from demo.seconds(3)
 
     def outage(self):
         demo = self.demo
@@ -208,7 +208,7 @@ class Seat:
                   "is buried, one message probes.")
         self.db.query("ALTER TABLE seat.hold RENAME TO hold_old")
         yield from demo.until(self.health.breaker_open, 30, "the breaker to open")
-        yield from demo.seconds(3.5)
+        yield from demo.seconds(3)
         self.db.query("ALTER TABLE seat.hold_old RENAME TO hold")
         demo.step("The table is back: a probe gets through, the breaker closes, what had waited is handled.")
         yield from demo.until(lambda: not self.health.breaker_open() and self.health.state == "warn", 30,
@@ -251,7 +251,7 @@ class Seat:
                   "are duplicates; no effect is applied twice.")
         yield from self.cli("replay", "start", "--all", "--watch")
         yield from demo.until(self.flows, 60, "the consumer to be level again")
-        yield from demo.seconds(1.5)
+        yield from demo.seconds(1)
 
     # -- the end
 
