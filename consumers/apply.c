@@ -13,7 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HELD_MOST 12 /* messages held back in one transaction: each is a statement or three */
+#define MAX_AGGREGATE_ID 65536 /* bytes that outbox.publish takes */
+#define MAX_TYPE         1000  /* of 1024, with "Failed" */
+#define UNDO_AGAIN_US    (10 * PR_SEC)
+#define HELD_MOST        9 /* messages held back in one transaction: each is up to three of the 32 statements */
 
 /* A transaction being put together. */
 struct tx {
@@ -422,6 +425,30 @@ static void put_failed_payload(struct pr_buf *b, const struct work *w)
 	pr_buf_puts(b, "}");
 }
 
+/* What outbox.publish takes: the key as text, or the record's place when that is too little or too much. */
+static void put_aggregate_id(struct args *a, const struct message *m)
+{
+	struct pr_buf *b = args_begin(a, OID_TEXT);
+	size_t at = b->len;
+
+	if (m->key)
+		message_put_key(b, m);
+	if (b->len == at || b->len - at > MAX_AGGREGATE_ID) {
+		b->len = at;
+		pr_buf_printf(b, "%s-%d-%lld", m->topic, (int)m->partition, (long long)m->offset);
+	}
+	args_end(a);
+}
+
+/* A type that the name of an event can be made of. */
+static int has_plain_type(const struct message *m)
+{
+	for (size_t i = 0; i < m->type_len; i++)
+		if ((unsigned char)m->type[i] < ' ' || m->type[i] == 127)
+			return 0;
+	return m->type_len > 0 && m->type_len <= MAX_TYPE && pr_utf8_text(m->type, m->type_len);
+}
+
 static void add_publish(struct tx *t, const struct work *w, const char *type, size_t type_n,
 	const char *suffix, const char *payload, size_t payload_n)
 {
@@ -429,7 +456,7 @@ static void add_publish(struct tx *t, const struct work *w, const char *type, si
 	struct pr_buf *b;
 
 	args_text(a, aggregate_of(w->m->topic));
-	args_text_n(a, w->m->key ? w->m->key : "", w->m->key_len);
+	put_aggregate_id(a, w->m);
 	b = args_begin(a, OID_TEXT);
 	pr_buf_put(b, type, type_n);
 	pr_buf_puts(b, suffix);
@@ -462,8 +489,10 @@ static void add_undo(struct tx *t, const struct work *w)
 		t->handler_at = add(t, a, l->c->ops->statement(l->handler, OP_UNDO), 0);
 	}
 	put_failed_payload(&b, w);
-	add_publish(
-		t, w, m->type_len ? m->type : "Event", m->type_len ? m->type_len : 5, "Failed", b.s, b.len);
+	if (has_plain_type(m))
+		add_publish(t, w, m->type, m->type_len, "Failed", b.s, b.len);
+	else
+		add_publish(t, w, "Event", strlen("Event"), "Failed", b.s, b.len);
 	if (l->c->conf->handler.undo_event && m->json)
 		add_publish(t, w, l->c->conf->handler.undo_event, strlen(l->c->conf->handler.undo_event), "",
 			m->payload, m->payload_len);
@@ -575,6 +604,14 @@ static enum applied judge(const struct tx *t, int failed, struct outcome *ret, c
 	return BROKEN;
 }
 
+/* A message whose undo fails is parked, to be seen; then it is handled, and perhaps undone, once more. */
+static void undo_failed(struct work *w, const struct outcome *why)
+{
+	w->v.fate = FATE_PARK;
+	w->v.delay_us = UNDO_AGAIN_US;
+	(void)snprintf(w->v.why.text, sizeof(w->v.why.text), "its undo failed: %.500s", why->text);
+}
+
 /* ---------------------------------------------------------------- effects inside */
 
 static void add_remember(struct tx *t)
@@ -679,9 +716,19 @@ out:
 
 static enum applied inside(struct tx *t, struct outcome *ret, struct pr_err *err)
 {
+	enum applied (*run)(struct tx *, struct outcome *, struct pr_err *) =
+		t->l->c->ops->statement ? one_round_trip : in_steps;
+	enum applied rc;
+
 	/* If we die here, nothing has happened. */
 	FAULT(before_transaction);
-	return t->l->c->ops->statement ? one_round_trip(t, ret, err) : in_steps(t, ret, err);
+	rc = run(t, ret, err);
+	if (rc != FAILED || t->n != 1 || t->w[0].v.fate != FATE_BURY)
+		return rc;
+	undo_failed(&t->w[0], ret);
+	tx_statements_free(t);
+	t->m_n = 0;
+	return run(t, ret, err);
 }
 
 /* ---------------------------------------------------------------- effects outside */
@@ -735,9 +782,7 @@ static int undone_outside(struct tx *t, struct work *w, struct pr_err *err)
 		w->v = (struct verdict){ .fate = FATE_PENDING };
 		return 0;
 	}
-	w->v.fate = FATE_PARK;
-	w->v.delay_us = 10 * PR_SEC;
-	(void)snprintf(w->v.why.text, sizeof(w->v.why.text), "its undo failed: %.500s", out.text);
+	undo_failed(w, &out);
 	return 0;
 }
 
@@ -872,6 +917,8 @@ enum applied apply_parked(
 
 	if (w->skip)
 		w->v.fate = FATE_IGNORE;
+	else if (dedupes(l) && w->v.fate == FATE_HANDLE && w->m->id_state != ID_OK)
+		undecodable(l, w); /* it was parked for what is before it */
 	if (dedupes(l) && !l->c->ops->in_transaction && look(l, w, 1, err) < 0)
 		return BROKEN;
 	tx_init(&t, l, w, 1);

@@ -28,7 +28,7 @@ static int64_t number(PGresult *res, int row, int column)
 }
 
 /* Columns of inbox.claim. */
-enum { ORD, LANE, LANE_COUNT, NEXT, EPOCH, ATTEMPT_OFFSET, ATTEMPT_BATCH, ATTEMPTS };
+enum { ORD, LANE, LANE_COUNT, NEXT, EPOCH, ATTEMPT_OFFSET, ATTEMPT_BATCH, ATTEMPTS, ENDED };
 
 static void read_lane(struct part_lane *l, PGresult *res, int row)
 {
@@ -38,6 +38,7 @@ static void read_lane(struct part_lane *l, PGresult *res, int row)
 	l->attempt_offset = number(res, row, ATTEMPT_OFFSET);
 	l->attempt_batch = number(res, row, ATTEMPT_BATCH);
 	l->attempts = number(res, row, ATTEMPTS);
+	l->ended = number(res, row, ENDED);
 }
 
 /* The part whose rows begin at *row: lane_count of them, in order; *row is moved behind them. */
@@ -83,8 +84,8 @@ int claim_parts(struct consumer *c, struct pr_pg *pg, const struct claim_wanted 
 	put_arrays(&topics, &partitions, wanted, n);
 	(void)snprintf(lanes, sizeof(lanes), "%" PRId64, c->conf->lanes);
 	res = pr_pg_exec(pg,
-		"SELECT ord, lane, lane_count, next_offset, epoch, attempt_offset, attempt_batch, attempts"
-		" FROM inbox.claim($1, $2, $3, $4)",
+		"SELECT ord, lane, lane_count, next_offset, epoch, attempt_offset, attempt_batch, attempts,"
+		" ended FROM inbox.claim($1, $2, $3, $4)",
 		4, (const char *const[]){ c->conf->group, topics.s, partitions.s, lanes }, err);
 	if (!res)
 		goto out;

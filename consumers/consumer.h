@@ -27,7 +27,7 @@
 struct part_lane {
 	int64_t next; /* committed next offset, as in inbox.position; after claim: the lane's thread only */
 	_Atomic int64_t shown;                           /* the same, for the poll thread and the pages */
-	int64_t attempt_offset, attempt_batch, attempts; /* inbox.attempt as the claim found it */
+	int64_t attempt_offset, attempt_batch, attempts, ended; /* inbox.attempt as the claim found it */
 	int64_t suspects; /* so many of the next messages were begun together by who died of one; lane.c */
 	/* Record time (wall) of the oldest one pushed and not committed, INT64_MAX: none. Kept by lane.c. */
 	_Atomic int64_t oldest_us;
@@ -113,6 +113,7 @@ struct consumer {
 
 	/* group -> everybody */
 	atomic_int kafka_up, assigned, rebalances;
+	atomic_int joined; /* a member, and no rebalance is under way */
 	_Atomic uint64_t
 		lost; /* records that were gone before we read them, stepped over (on_gap = "skip") */
 

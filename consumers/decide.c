@@ -41,8 +41,7 @@ static void stop(struct lane *l, const struct message *m, const struct outcome *
 	consumer_stop(l->c, PR_EX_FAILED);
 }
 
-/* Keys that are held back are in memory, so their number is bounded: past it this lane stands. */
-static int may_park(struct lane *l)
+int may_park(struct lane *l)
 {
 	struct pr_err err;
 
@@ -69,7 +68,8 @@ void decide(struct lane *l, struct message *m, const struct outcome *why, struct
 		break;
 	case PR_POLICY_BREAKER:
 		breaker_open(l, why, why->retry_after_us);
-		ret->delay_us = 0; /* the breaker's probe decides when */
+		ret->delay_us = 0;              /* the breaker's probe decides when */
+		m->attempts -= m->attempts > 0; /* it is not the message that failed */
 		break;
 	case PR_POLICY_PARK:
 		ret->fate = used_up ? FATE_BURY : m->parked || may_park(l) ? FATE_PARK : FATE_PENDING;

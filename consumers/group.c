@@ -153,6 +153,7 @@ static void on_rebalance(
 	g->round++;
 	errand_round(&g->errand, g->round);
 	g->reassign = 0;
+	atomic_store(&g->c->joined, ours);
 	if (!ours) {
 		(void)rd_kafka_assign(rk, NULL);
 		pr_log(PR_INFO, "partitions revoked", KI("partitions", list->cnt),
@@ -218,10 +219,9 @@ static void poll_events(struct group *g)
 	for (size_t i = 0; i < g->slots_n; i++) {
 		struct slot *s = &g->slots[i];
 
-		if (s->state != SLOT_READING)
+		if (s->state != SLOT_READING || !s->queue)
 			continue;
-		s->position = slot_through(s);
-		slot_open(g, s);
+		slot_listen(g, s);
 		g->reassign = 1;
 	}
 }

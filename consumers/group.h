@@ -143,6 +143,7 @@ struct group {
 int read_turn(struct group *g);
 void slot_open(
 	struct group *g, struct slot *s);   /* its queue, emptied of what is left of before; has a part */
+void slot_listen(struct group *g, struct slot *s); /* the queue alone, anew; what is held stays */
 void slot_close(struct slot *s);            /* no more reading; drops what is held */
 int64_t slot_through(const struct slot *s); /* all below is in the lanes, or no record of ours */
 

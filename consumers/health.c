@@ -190,7 +190,7 @@ static double worst_lag(struct consumer *c)
 	double worst = 0, lag;
 	int64_t silent;
 
-	if (atomic_load(&c->rebalances) == 0)
+	if (!atomic_load(&c->joined))
 		return NAN;
 	silent = kafka_silent_us(c);
 	if (silent > SILENT_US)
@@ -252,8 +252,7 @@ static int starting(struct consumer *c)
 	(void)pthread_mutex_lock(&c->mutex);
 	claimed = (int)c->parts_n;
 	(void)pthread_mutex_unlock(&c->mutex);
-	return !atomic_load(&c->ready) || atomic_load(&c->rebalances) == 0 ||
-	       claimed < atomic_load(&c->assigned);
+	return !atomic_load(&c->ready) || !atomic_load(&c->joined) || claimed < atomic_load(&c->assigned);
 }
 
 static int silence_verdict(struct consumer *c, struct pr_verdict *v)

@@ -1,6 +1,7 @@
 /* consumers/held.c -- what is held back: the parked keys in memory, their retries in order, and the
  * statements that park and bury. Refuses to try a message whose key has an earlier one waiting. */
 #include "consumers/lane.h"
+#include "consumers/outcome.h"
 
 #include "lib/clock.h"
 #include "lib/uuid.h"
@@ -153,6 +154,8 @@ void keyset_remove(struct keyset *k, const struct message *m)
 static void show_keys(struct lane *l, size_t before)
 {
 	atomic_fetch_add(&l->c->parked_keys, l->keys->n - before); /* unsigned: less is a wrap around */
+	if (may_park(l))
+		health_trouble(l->c, TROUBLE_PARKED, NULL);
 }
 
 void held_add(struct lane *l, const struct message *m)
@@ -170,8 +173,6 @@ static void held_remove(struct lane *l, const struct message *m)
 
 	keyset_remove(l->keys, m);
 	show_keys(l, before);
-	if (atomic_load(&l->c->parked_keys) < (uint64_t)pr_setting(&l->c->conf->limits.parked_keys))
-		health_trouble(l->c, TROUBLE_PARKED, NULL);
 }
 
 /* ---------------------------------------------------------------- what the served parts hold back */
@@ -380,6 +381,8 @@ static int retry_one(struct lane *l, const PGresult *res, int row, struct pr_err
 			continue;
 		}
 		rc = applied == APPLIED ? w.v.fate != FATE_PARK : applied == BROKEN ? -1 : 0;
+		if (applied == APPLIED && (w.v.fate == FATE_HANDLE || w.v.fate == FATE_DONE))
+			breaker_close(l);
 		break;
 	}
 	if (rc == 1 && blocking && last > 0)
@@ -393,18 +396,21 @@ static int retry_one(struct lane *l, const PGresult *res, int row, struct pr_err
 int held_retry(struct lane *l, struct pr_err *err)
 {
 	uint64_t request = atomic_load(&l->c->request);
-	int64_t now = pr_mono_us();
+	int64_t now = pr_mono_us(), wait_us;
 	PGresult *res;
 	int did = 0, rc = 0;
 
-	if (l->served_n == 0 || (atomic_load(&l->c->breaker_probe_us) && !l->probing) ||
+	if (l->served_n == 0 || (!l->probing && atomic_load(&l->c->breaker_probe_us) > now) ||
 		(request == l->request_seen && now < l->look_us))
 		return 0;
 	l->request_seen = request;
 	res = ask_served(l, sql_lane_parked_due, MOST, err);
 	if (!res)
 		return -1;
+	/* While the breaker is open the first of them is the probe. */
 	for (int i = 0; i < PQntuples(res) && rc >= 0 && !atomic_load(&l->c->stopping); i++) {
+		if (!breaker_lets_go(l, &wait_us))
+			break;
 		rc = retry_one(l, res, i, err);
 		did |= rc > 0;
 	}
@@ -453,9 +459,12 @@ static void put_message(struct args *a, const struct lane *l, const struct messa
 
 static void put_why(struct args *a, const struct work *w)
 {
+	char text[sizeof(w->v.why.text)];
+
 	args_text(a, pr_fail_class_str(w->v.why.cls));
 	args_text(a, w->v.why.code);
-	args_text(a, w->v.why.text);
+	outcome_text(text, sizeof(text), w->v.why.text); /* it may have been cut anywhere */
+	args_text(a, text);
 	args_int(a, w->m->attempts);
 }
 

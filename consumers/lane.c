@@ -5,6 +5,7 @@
 
 #include "lib/clock.h"
 #include "lib/log.h"
+#include "sql.h"
 
 #include <poll.h>
 #include <stdlib.h>
@@ -174,10 +175,13 @@ static void work_drop(struct lane *l, size_t at, size_t n)
 static void work_drop_dead(struct lane *l)
 {
 	for (size_t i = 0; i < l->work_n;) {
-		if (atomic_load(&l->work[i].m->part->dead))
-			work_drop(l, i, 1);
-		else
+		if (!atomic_load(&l->work[i].m->part->dead)) {
 			i++;
+			continue;
+		}
+		work_drop(l, i, 1);
+		if (i == 0)
+			l->not_before_us = 0; /* that was about the one that is gone */
 	}
 }
 
@@ -199,10 +203,10 @@ static void remember_attempts(struct lane *l, struct work *w)
 		return;
 	if (pl->attempt_batch == 1) {
 		w->m->attempts = (unsigned)pl->attempts;
-		if (pl->attempts >= pr_setting(&l->c->conf->limits.crashes)) {
+		if (pl->attempts - pl->ended >= pr_setting(&l->c->conf->limits.crashes)) {
 			(void)snprintf(why.text, sizeof(why.text),
-				"begun %u times and never finished: it takes the process along",
-				w->m->attempts);
+				"begun %u times and %lld times never finished: it takes the process along",
+				w->m->attempts, (long long)(pl->attempts - pl->ended));
 			decide(l, w->m, &why, &w->v);
 		}
 	}
@@ -301,10 +305,12 @@ void lane_fenced(struct lane *l)
 	for (size_t i = 0; i < l->steps_n; i++) {
 		struct part *p = l->steps[i].part;
 
-		if (!atomic_exchange(&p->dead, 1))
-			pr_log(PR_WARN, "fenced: another member has taken the partition over",
+		int known = atomic_exchange(&p->dead, 1); /* the group said so, while we were at it */
+
+		if (!atomic_exchange(&p->fenced, 1))
+			pr_log(known ? PR_INFO : PR_WARN,
+				"fenced: the partition was taken over, nothing of the batch is committed",
 				KS("topic", p->topic), KI("partition", p->partition), KI("epoch", p->epoch));
-		atomic_store(&p->fenced, 1);
 	}
 	l->steps_n = 0;
 	group_wake(l->c);
@@ -342,6 +348,7 @@ static void disconnect(struct lane *l)
 	l->handler = NULL;
 	pr_pg_close(l->pg);
 	l->pg = NULL;
+	l->loaded = 0; /* whether the last transaction was committed is not known */
 }
 
 /* A process that stands still in a handler holds the ids of its batch, and whoever takes over waits for them:
@@ -425,7 +432,15 @@ static void went_well(struct lane *l, size_t n)
 	l->retries = 0;
 	l->limit = l->limit * 2 < most ? l->limit * 2 : most;
 	l->careful = l->careful > n ? l->careful - n : 0;
-	breaker_close(l);
+}
+
+/* Whether the handler took the first n. What was stepped over says nothing about it. */
+static int was_handled(const struct lane *l, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (l->work[i].v.fate == FATE_HANDLE || l->work[i].v.fate == FATE_DONE)
+			return 1;
+	return 0;
 }
 
 /* More than one message failed together, and the error may be about any of them. */
@@ -473,15 +488,49 @@ static void lost_with(struct lane *l, size_t n, const struct pr_err *err)
 	broken(l, err);
 }
 
+/* The try of a message that was alone has ended, and there will be another: what the next owner of the
+ * partition finds in inbox.attempt is no crash. counts: the message failed, and not what is behind the
+ * handler. */
+static void try_ended(struct lane *l, const struct message *m, int counts)
+{
+	struct pr_err err;
+	struct args a = { 0 };
+	struct pr_stmt s;
+
+	if (m->replay || !l->pg || !pr_pg_ok(l->pg))
+		return;
+	args_text(&a, l->c->conf->group);
+	args_text(&a, m->topic);
+	args_int(&a, m->partition);
+	args_int(&a, m->lane);
+	args_int(&a, m->offset);
+	args_int(&a, m->part->epoch);
+	args_text(&a, counts ? "t" : "f");
+	s = args_stmt(&a, sql_lane_attempt_ended, 1);
+	if (pr_pg_pipeline(l->pg, &s, 1, NULL, &err) < 0)
+		broken(l, &err); /* one crash too many is counted */
+	pr_stmt_clear(&s, 1);
+	args_free(&a);
+}
+
+static int waits(const struct work *w)
+{
+	return w->v.fate == FATE_HANDLE || w->v.fate == FATE_PENDING;
+}
+
 static void step(struct lane *l)
 {
 	struct outcome why = { 0 };
+	const struct message *first = l->work[0].m;
+	unsigned tries = first->attempts;
 	size_t done = batch_of(l);
 	struct pr_err err = { 0 };
 
 	l->not_before_us = 0;
 	switch (apply(l, done, &done, &why, &err)) {
 	case APPLIED:
+		if (was_handled(l, done))
+			breaker_close(l);
 		lane_done(l, done);
 		if (done > 0)
 			went_well(l, done);
@@ -508,6 +557,8 @@ static void step(struct lane *l)
 			broken(l, &err);
 		break;
 	}
+	if (done <= 1 && l->work_n > 0 && l->work[0].m == first && waits(&l->work[0]))
+		try_ended(l, first, first->attempts > tries);
 }
 
 /* Nothing to do: positions of idle lanes move on, then sleep. */

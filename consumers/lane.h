@@ -118,6 +118,9 @@ enum applied move_idle(struct lane *l, struct pr_err *err); /* positions of lane
 void decide(struct lane *l, struct message *m, const struct outcome *why, struct verdict *ret);
 int64_t delay_of(const struct pr_rule *rule, const struct message *m, const struct outcome *why);
 const struct pr_rule *rule_of(const struct lane *l, const struct outcome *why);
+/* Keys that are held back are in memory, so their number is bounded: past it nothing more is read, and a lane
+ * with another one stands. 0: it is reached, and health was told. */
+int may_park(struct lane *l);
 void breaker_open(struct lane *l, const struct outcome *why, int64_t retry_after_us);
 void breaker_close(struct lane *l);
 void breaker_release(struct lane *l);                      /* nothing to probe with: another lane's turn */

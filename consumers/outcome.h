@@ -11,6 +11,10 @@
 void outcome_fail(struct outcome *o, enum pr_fail_class cls, const char *code, const char *fmt, ...)
 	PR_PRINTF(4, 5);
 
+/* Makes words storable: what is no UTF-8 becomes '?', control characters blanks, cut to size in between two
+ * characters. */
+void outcome_text(char *to, size_t size, const char *from);
+
 /* Not tried, because a message before it was not handled: it will come again. */
 void outcome_behind(struct outcome *o);
 

@@ -239,18 +239,22 @@ int read_turn(struct group *g)
 
 /* ---------------------------------------------------------------- queues */
 
+void slot_open(struct group *g, struct slot *s)
+{
+	slot_close(s);
+	s->held = pr_calloc((size_t)s->part->lane_count, sizeof(*s->held));
+	s->queue = rd_kafka_queue_get_partition(g->rk, s->topic, s->partition);
+	if (s->queue)
+		slot_listen(g, s);
+}
+
 /* Un-forwarded before Kafka is told to read the partition (FWD_APP stays): else its records would go into the
  * consumer's one queue, where a full lane would hold up all partitions. */
-void slot_open(struct group *g, struct slot *s)
+void slot_listen(struct group *g, struct slot *s)
 {
 	static const uint64_t one = 1;
 	rd_kafka_message_t *rkm;
 
-	slot_close(s);
-	s->held = pr_calloc((size_t)s->part->lane_count, sizeof(*s->held));
-	s->queue = rd_kafka_queue_get_partition(g->rk, s->topic, s->partition);
-	if (!s->queue)
-		return;
 	rd_kafka_queue_forward(s->queue, NULL);
 	rd_kafka_queue_io_event_enable(s->queue, g->fd, &one, sizeof(one));
 	/* What an earlier assignment left is from another position: it would hide what lies between. */

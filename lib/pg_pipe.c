@@ -48,12 +48,16 @@ static int send_statement(struct pr_pg *pg, const struct pr_stmt *s, int *ret_pr
 }
 
 /* A prepared text that the server no longer takes as prepared (a changed table, DISCARD ALL) is
- * not the statement's fault: a new connection prepares it anew. */
+ * not the statement's fault: a new connection prepares it anew. Functions raise 0A000 too: then it is theirs.
+ */
 static void forgive_stale(struct pr_pg *pg, const PGresult *res, struct pr_err *err)
 {
 	const char *code = PQresultErrorField(res, PG_DIAG_SQLSTATE);
+	const char *where = PQresultErrorField(res, PG_DIAG_SOURCE_FUNCTION);
 
 	if (!code || (strcmp(code, "0A000") != 0 && strcmp(code, "26000") != 0))
+		return;
+	if (*code == '0' && where && strcmp(where, "RevalidateCachedQuery") != 0)
 		return;
 	pg->dead = 1;
 	if (err) {

@@ -82,11 +82,13 @@ CREATE TABLE inbox.attempt (
 	message_offset bigint NOT NULL,
 	batch integer NOT NULL,
 	attempts integer NOT NULL,
+	ended integer NOT NULL DEFAULT 0,
 	epoch bigint NOT NULL,
 	at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	PRIMARY KEY ("group", topic, partition, lane)
 ) WITH (fillfactor = 20);
 COMMENT ON COLUMN inbox.attempt.message_offset IS 'of the first message of the batch';
+COMMENT ON COLUMN inbox.attempt.ended IS 'so many of the attempts failed and said so; the others took the process along';
 
 -- What the operator wants of a group. The row is made by the group's first claim.
 CREATE TABLE inbox.consumer (
@@ -271,7 +273,7 @@ $$;
 -- Lane 0 is the mutex of its partition and never deleted; rows are locked in the order of the primary key.
 CREATE FUNCTION inbox.claim("group" text, topics text[], partitions integer[], lanes integer)
 RETURNS TABLE (ord integer, lane integer, lane_count integer, next_offset bigint, epoch bigint,
-	attempt_offset bigint, attempt_batch integer, attempts integer)
+	attempt_offset bigint, attempt_batch integer, attempts integer, ended integer)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -320,7 +322,7 @@ BEGIN
 	END LOOP;
 	RETURN QUERY
 	SELECT u.n::integer, o.lane, o.lane_count, o.next_offset, o.epoch,
-		coalesce(a.message_offset, -1), coalesce(a.batch, 0), coalesce(a.attempts, 0)
+		coalesce(a.message_offset, -1), coalesce(a.batch, 0), coalesce(a.attempts, 0), coalesce(a.ended, 0)
 	FROM unnest(topics, partitions) WITH ORDINALITY AS u (t, p, n)
 	JOIN inbox.position AS o ON o."group" = claim."group" AND o.topic = u.t AND o.partition = u.p
 	LEFT JOIN inbox.attempt AS a ON a."group" = o."group" AND a.topic = o.topic AND a.partition = o.partition
@@ -344,8 +346,24 @@ BEGIN
 	ON CONFLICT ("group", topic, partition, lane) DO UPDATE SET
 		attempts = CASE WHEN a.message_offset = EXCLUDED.message_offset AND a.batch = EXCLUDED.batch
 			THEN a.attempts + 1 ELSE 1 END,
+		ended = CASE WHEN a.message_offset = EXCLUDED.message_offset AND a.batch = EXCLUDED.batch THEN a.ended ELSE 0 END,
 		message_offset = EXCLUDED.message_offset, batch = EXCLUDED.batch, epoch = EXCLUDED.epoch, at = EXCLUDED.at
 	WHERE a.epoch <= EXCLUDED.epoch;
+END
+$$;
+
+-- The last try of a message that was alone has ended without a commit, and there will be another one. counts: it
+-- is the message that failed; else the try is as if it had not been.
+CREATE FUNCTION inbox.attempt_ended("group" text, topic text, partition integer, lane integer, message_offset bigint,
+	epoch bigint, counts boolean) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	PERFORM set_config('synchronous_commit', 'off', true);
+	UPDATE inbox.attempt AS a SET attempts = a.attempts - (NOT counts)::integer, ended = a.ended + counts::integer
+	WHERE a."group" = attempt_ended."group" AND a.topic = attempt_ended.topic AND a.partition = attempt_ended.partition
+	  AND a.lane = attempt_ended.lane AND a.message_offset = attempt_ended.message_offset
+	  AND a.epoch = attempt_ended.epoch AND a.batch = 1 AND a.attempts > a.ended;
 END
 $$;
 
@@ -651,14 +669,18 @@ BEGIN
 END
 $$;
 
--- A parked message failed again. Error PRF01 when it is gone.
+-- A parked message failed again, or is about to be tried. Error PRF01 when it is gone. Who asked to skip it meanwhile is
+-- not forgotten.
 CREATE FUNCTION inbox.parked_failed(entry bigint, class text, code text, reason text, attempts integer, delay interval)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
 	UPDATE inbox.parked AS p SET class = parked_failed.class, code = parked_failed.code, reason = parked_failed.reason,
-		attempts = parked_failed.attempts, due_at = clock_timestamp() + coalesce(delay, interval '0'),
-		request = NULL, requested_at = NULL, requested_by = NULL
+		attempts = parked_failed.attempts,
+		due_at = clock_timestamp() + CASE WHEN p.request = 'skip' THEN interval '0' ELSE coalesce(delay, interval '0') END,
+		request = CASE WHEN p.request = 'skip' THEN p.request END,
+		requested_at = CASE WHEN p.request = 'skip' THEN p.requested_at END,
+		requested_by = CASE WHEN p.request = 'skip' THEN p.requested_by END
 	WHERE p.entry = parked_failed.entry;
 	IF NOT FOUND THEN
 		PERFORM inbox.gone('parked message', parked_failed.entry);
@@ -1179,6 +1201,7 @@ GRANT EXECUTE ON FUNCTION
 	inbox.carry(inbox.message),
 	inbox.claim(text, text[], integer[], integer),
 	inbox.attempt(text, text[], integer[], integer[], bigint[], integer[], bigint[]),
+	inbox.attempt_ended(text, text, integer, integer, bigint, bigint, boolean),
 	inbox.advance(text, text[], integer[], integer[], bigint[], bigint[], bigint[]),
 	inbox.remember(text, uuid[], bigint[]), inbox.sort_out(text, uuid[], bigint[]), inbox.look(text, uuid[], bigint[]),
 	inbox.keep(text, interval), inbox.rotate(interval),
