@@ -66,6 +66,8 @@ static int install(struct cli *c, struct done *d, struct pr_err *err)
 	if (cli_connect(c, &pg, err) == 0 && pr_migrate(pg, &d->migrations, err) == 0 &&
 		make_partitions(c, pg, d, err) == 0 && look(pg, d, err) == 0)
 		rc = 0;
+	else if (strcmp(err->code, "42501") == 0 && !err->hint[0])
+		(void)pr_hint(err, "init is for the owner of the schemas, or who may make them and roles");
 	pr_pg_close(pg);
 	return rc;
 }

@@ -248,13 +248,29 @@ static void talk_word(const char *colour, const char *word, const char *fmt, ...
 	va_end(ap);
 }
 
+/* What the server refused without a hint of its own; "" when we know no better either. */
+static const char *hint_for(const struct pr_err *err)
+{
+	if (err->hint[0])
+		return err->hint;
+	if (strcmp(err->code, "3D000") == 0)
+		return "createdb makes one, then postrider init; else correct dbname";
+	if (strcmp(err->code, "42501") == 0)
+		return "GRANT outbox_operator TO the login, or inbox_operator for what is the consumers'";
+	return "";
+}
+
 int cli_fail(const struct pr_err *err)
 {
+	const char *hint = hint_for(err);
+
 	talk_word(cli_on(stderr, CLI_RED), "postrider", "%s", err->text);
-	if (err->hint[0])
-		talk_word("", "hint", "%s", err->hint);
+	if (*hint)
+		talk_word("", "hint", "%s", hint);
 	if (strcmp(err->code, "42501") == 0)
 		return PR_EX_NOPERM;
+	if (strcmp(err->code, "3D000") == 0)
+		return PR_EX_CONFIG;
 	return err->exit ? err->exit : PR_EX_FAILED;
 }
 

@@ -829,6 +829,14 @@ def test_status_of_a_silent_relay_is_what_the_database_says(cli, db):
     assert done.returncode == 69 and done.stdout == ""
 
 
+def test_a_database_that_is_not_there_is_78(cli, db):
+    """Story: the first command of a new user, before createdb: it was 1, and said nothing of what to do."""
+    done = cli("status", "--url", f"http://127.0.0.1:{servers.free_port()}", "--conninfo", f"{db.conninfo} dbname=not_made_yet")
+    assert done.returncode == 69 and "hint: createdb makes one" in done.stderr
+    done = cli("parked", "list", "--conninfo", f"{db.conninfo} dbname=not_made_yet")
+    assert done.returncode == 78 and "does not exist" in done.stderr and "hint: createdb makes one" in done.stderr
+
+
 def test_status_watch_in_a_pipe_ends_with_its_reader(fake):
     url = fake(OK)
     for args, lines_wanted in (["--json"], 3), ([], 30):
