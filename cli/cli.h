@@ -240,6 +240,7 @@ int verb_replay_pause(struct cli *c);
 int verb_replay_resume(struct cli *c);
 int verb_replay_cancel(struct cli *c);
 int verb_show_consumers(struct cli *c);
+int verb_lanes(struct cli *c);
 int verb_pause(struct cli *c);
 int verb_resume(struct cli *c);
 int verb_position_show(struct cli *c);

@@ -350,6 +350,18 @@ const struct cli_verb cli_verbs[] = {
   "postrider show consumers --conninfo dbname=seat --brokers 127.0.0.1:9092 --json",
   .opts = OPTIONS(GROUP("only this one"), DATABASE, BROKERS, JSON, TIMEOUT) },
 
+{ .name = "lanes", .group = CONSUMER, .args = "[N|default]", .words = "default", .max_args = 1, .run = verb_lanes,
+  .does = "show or change how many lanes each member of a consumer group has",
+  .doc =
+  "All members follow while they run: each partition is read no further, changes when all that was read of it "
+  "is handled, and goes on. Keys stay in order. A paused group changes once it is resumed. 1 to 64; \"default\" "
+  "gives the word back to lanes in each member's config. Without an operand it only says what was set here.\n\n"
+  "/status.json of a member tells how many partitions have yet to change; `postrider show consumers` shows "
+  "the lanes of each.",
+  .json = "object: group, lanes (null: as the config says), changed",
+  .examples = "postrider lanes 8 -c consumer.cfg\npostrider lanes default --group seat --conninfo dbname=seat",
+  .opts = OPTIONS(GROUP("the consumer group"), DATABASE, JSON, TIMEOUT) },
+
 { .name = "dlq list", .group = CONSUMER, .args = "", .run = verb_dlq_list,
   .does = "messages that were given up on, grouped by cause",
   .doc =

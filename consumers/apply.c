@@ -894,7 +894,7 @@ enum applied move_idle(struct lane *l, struct pr_err *err)
 
 	l->steps_n = 0;
 	for (size_t i = 0; i < l->served_n; i++)
-		if (!atomic_load(&l->served[i].part->dead) &&
+		if (!atomic_load(&l->served[i].part->dead) && (l->work_n == 0 || l->served[i].settled) &&
 			l->served[i].through > l->served[i].part->lane[l->served[i].lane].next)
 			step_of(l, l->served[i].part, l->served[i].lane)->next = l->served[i].through;
 	if (l->steps_n == 0)

@@ -42,7 +42,7 @@ static void read_lane(struct part_lane *l, PGresult *res, int row)
 }
 
 /* The part whose rows begin at *row: lane_count of them, in order; *row is moved behind them. */
-static struct part *read_part(const struct claim_wanted *w, size_t ord, PGresult *res, int *row)
+static struct part *read_part(const struct claim_wanted *w, size_t ord, int workers, PGresult *res, int *row)
 {
 	int lanes = *row < PQntuples(res) ? (int)number(res, *row, LANE_COUNT) : 0;
 	struct part *p;
@@ -54,6 +54,7 @@ static struct part *read_part(const struct claim_wanted *w, size_t ord, PGresult
 	p->topic = pr_strdup(w->topic);
 	p->partition = w->partition;
 	p->lane_count = lanes;
+	p->workers = workers;
 	p->epoch = number(res, *row, EPOCH);
 	p->fresh = 1;
 	for (int i = 0; i < lanes; i++, (*row)++) {
@@ -77,12 +78,12 @@ int claim_parts(struct consumer *c, struct pr_pg *pg, const struct claim_wanted 
 	char lanes[24];
 	PGresult *res;
 	size_t done = 0;
-	int row = 0, rc = -1;
+	int row = 0, rc = -1, workers = lanes_wanted(c);
 
 	if (n == 0)
 		return 0;
 	put_arrays(&topics, &partitions, wanted, n);
-	(void)snprintf(lanes, sizeof(lanes), "%" PRId64, c->conf->lanes);
+	(void)snprintf(lanes, sizeof(lanes), "%d", workers);
 	res = pr_pg_exec(pg,
 		"SELECT ord, lane, lane_count, next_offset, epoch, attempt_offset, attempt_batch, attempts,"
 		" ended FROM inbox.claim($1, $2, $3, $4)",
@@ -90,7 +91,7 @@ int claim_parts(struct consumer *c, struct pr_pg *pg, const struct claim_wanted 
 	if (!res)
 		goto out;
 	for (; done < n; done++) {
-		ret[done] = read_part(&wanted[done], done + 1, res, &row);
+		ret[done] = read_part(&wanted[done], done + 1, workers, res, &row);
 		if (!ret[done])
 			break;
 	}

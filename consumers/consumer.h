@@ -3,7 +3,8 @@
  * group (group.c)    the poll thread: Kafka -> lanes; owns the consumer handle; never waits for a lane,
  *                    a handler or Postgres, so that it never leaves the group
  * claim (claim.c)    takes assigned partitions over in Postgres (epochs), for the poll thread
- * lanes (lane.c)     n threads, each a connection and a handler: one transaction per batch
+ * lanes (lane.c)     n threads, each a connection and a handler: one transaction per batch; n may change
+ *                    while we run (lanes.c)
  * keeper (keeper.c)  beside the way: rotation of inbox.seen, counts for people, dead letters to their topic,
  *                    orders of the operator, replay jobs
  * http (lib/http)    reads health, takes short locks
@@ -26,11 +27,21 @@
 
 struct part_lane {
 	int64_t next; /* committed next offset, as in inbox.position; after claim: the lane's thread only */
-	_Atomic int64_t shown;                           /* the same, for the poll thread and the pages */
+	_Atomic int64_t shown; /* the same, for the poll thread and the pages */
 	int64_t attempt_offset, attempt_batch, attempts, ended; /* inbox.attempt as the claim found it */
 	int64_t suspects; /* so many of the next messages were begun together by who died of one; lane.c */
 	/* Record time (wall) of the oldest one pushed and not committed, INT64_MAX: none. Kept by lane.c. */
 	_Atomic int64_t oldest_us;
+};
+
+#define LANES_MOST 64 /* workers of a process: the option's bound */
+
+/* How a part ends when its lane count is to change: nothing of it may be under way when it is claimed anew.
+ */
+enum ending {
+	PART_GOES_ON,
+	PART_DRAINS, /* all that was read of it is in the lanes, and nothing more is read */
+	PART_CLOSED, /* its lanes are done: nothing that is not in their order may begin (part_enter) */
 };
 
 /* Made by a claim, shared by the poll thread and the lanes, freed with its last reference. A partition
@@ -39,11 +50,15 @@ struct part {
 	atomic_int refs;
 	char *topic;
 	int32_t partition;
-	int64_t epoch;     /* ours; whoever has a higher one owns it now */
-	int lane_count;    /* of its rows in inbox.position: may differ from conf.lanes until it is drained */
-	int fresh;         /* no position yet: from the earliest record */
-	atomic_int dead;   /* revoked, or fenced: nothing of it may be handled any more */
+	int64_t epoch;   /* ours; whoever has a higher one owns it now */
+	int lane_count;  /* of its rows in inbox.position: may differ from what is wanted until it is drained
+			  */
+	int workers;     /* its lanes are spread over so many threads, from its claim to its end */
+	int fresh;       /* no position yet: from the earliest record */
+	atomic_int dead; /* revoked, or fenced: nothing of it may be handled any more */
 	atomic_int fenced; /* a lane met a higher epoch: the poll thread claims again */
+	atomic_int ending; /* enum ending, set by the poll thread */
+	atomic_int aside;  /* parked and replayed messages under way */
 	_Atomic int64_t
 		read_through;     /* every record below it has been pushed (or is below its lane's next) */
 	_Atomic int64_t end;      /* high watermark as Kafka last told; -1 unknown */
@@ -54,6 +69,10 @@ struct part {
 
 struct part *part_hold(struct part *p); /* one more reference; returns p */
 void part_drop(struct part *p);         /* accepts NULL */
+
+/* 1: a parked or replayed message may begin, and ends with part_leave. 0: the part is closed. */
+int part_enter(struct part *p);
+void part_leave(struct part *p);
 
 /* Lowest committed next offset of its lanes: what Kafka is told, and where reading begins. */
 int64_t part_next(const struct part *p);
@@ -86,7 +105,9 @@ struct consumer {
 	const struct handler_ops *ops;
 	int wake_fd; /* eventfd, readable once we stop */
 	atomic_int stopping, exit_code;
-	struct lane **lanes; /* conf->lanes of them */
+	struct lane *lanes[LANES_MOST];
+	atomic_int lanes_ordered; /* by the operator, for all members; 0: the config's. keeper.c */
+	atomic_int lanes_used;    /* what is read is spread over so many: they share the buffer. group.c */
 	int64_t started_us;
 
 	atomic_int paused; /* by the operator (inbox.consumer): nothing is handled; the group is kept */
@@ -127,6 +148,8 @@ struct consumer {
 	pthread_mutex_t mutex; /* of what follows */
 	struct part **parts;   /* counted references, for the pages */
 	size_t parts_n;
+	pthread_t lane_threads[LANES_MOST];
+	int lanes_begun; /* so many threads */
 };
 
 void consumer_stop(
@@ -138,8 +161,9 @@ struct lane *lane_new(struct consumer *c, int number);
 void lane_free(struct lane *l); /* its thread has ended */
 void *lane_thread(void *lane);
 
-/* Worker that serves lane `lane` of any partition. */
-struct lane *lane_of(struct consumer *c, int lane);
+/* Worker that serves lane `lane` of the part: the same as long as the part lives, else a key could be in two
+ * workers at once. */
+struct lane *lane_of(struct consumer *c, const struct part *p, int lane);
 
 /* Whether the lane takes another message now: below its share of limits.buffer_bytes. */
 int lane_has_room(struct lane *l);
@@ -164,6 +188,20 @@ void group_finish(struct consumer *c);
 
 /* After the lanes are freed (no message is left): frees the client, within a bound. */
 void group_release(struct consumer *c);
+
+/* ---------------------------------------------------------------- lanes.c */
+
+/* How many lanes there shall be: a part with another number is drained and claimed anew. */
+int lanes_wanted(struct consumer *c);
+
+/* What the operator wants; 0: what the config says. */
+void lanes_order(struct consumer *c, int64_t n);
+
+/* Threads for lanes 0..n; those that are there stay. */
+void lanes_begin(struct consumer *c, int n);
+int lanes_begun(struct consumer *c); /* final once we stop */
+
+int part_must_change(const struct part *p, int wanted);
 
 /* ---------------------------------------------------------------- claim.c */
 

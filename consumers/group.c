@@ -20,6 +20,7 @@
 #define UNBROKEN_US     (15 * PR_SEC) /* longer than a session */
 #define DRY_MS          100 /* a lane that has room again wakes us; this is for a wake-up that is lost */
 #define BUSY_US         (10 * PR_MS)  /* the errand thread is at something else */
+#define DRAIN_US        (20 * PR_MS)  /* how often a partition that drains is looked at */
 #define RECLAIM_US      (700 * PR_MS) /* after being fenced: longer than Kafka needs to tell a zombie so */
 #define FENCED_SOON_US  (60 * PR_SEC)
 #define GAP_US          (5 * PR_SEC) /* a partition in a gap looks whether its position was moved */
@@ -57,8 +58,8 @@ static void retire(struct group *g, struct slot *s)
 	if (!s->part)
 		return;
 	atomic_store(&s->part->dead, 1);
-	for (int i = 0; i < g->c->conf->lanes; i++)
-		lane_forget(lane_of(g->c, i), s->part);
+	for (int i = 0; i < s->part->workers; i++)
+		lane_forget(g->c->lanes[i], s->part);
 	part_drop(s->part);
 	s->part = NULL;
 	g->reserve = 1;
@@ -83,12 +84,20 @@ static void serve(struct group *g)
 	struct consumer *c = g->c;
 	struct part **parts = pr_calloc(g->slots_n + 1, sizeof(*parts)), **old;
 	size_t n = 0, old_n;
+	int used = lanes_wanted(c), begun;
 
-	for (size_t i = 0; i < g->slots_n; i++)
-		if (g->slots[i].part)
-			parts[n++] = part_hold(g->slots[i].part);
-	for (int i = 0; i < c->conf->lanes; i++)
-		lane_serve(lane_of(c, i), parts, n);
+	for (size_t i = 0; i < g->slots_n; i++) {
+		if (!g->slots[i].part)
+			continue;
+		parts[n++] = part_hold(g->slots[i].part);
+		if (g->slots[i].part->workers > used)
+			used = g->slots[i].part->workers;
+	}
+	lanes_begin(c, used);
+	atomic_store(&c->lanes_used, used);
+	begun = lanes_begun(c);
+	for (int i = 0; i < begun; i++)
+		lane_serve(c->lanes[i], parts, n);
 	(void)pthread_mutex_lock(&c->mutex);
 	old = c->parts;
 	old_n = c->parts_n;
@@ -280,7 +289,7 @@ static void install(struct group *g, struct slot *s, struct part *p)
 	s->position = next < 0 ? RD_KAFKA_OFFSET_BEGINNING : next;
 	s->claimed_us = pr_mono_us();
 	s->equal_at = -1;
-	for (int i = 0; p->lane_count != g->c->conf->lanes && i < p->lane_count; i++)
+	for (int i = 0; part_must_change(p, lanes_wanted(g->c)) && i < p->lane_count; i++)
 		if (atomic_load(&p->lane[i].shown) > s->equal_at)
 			s->equal_at = atomic_load(&p->lane[i].shown);
 	slot_open(g, s);
@@ -319,6 +328,21 @@ static int drained(const struct slot *s)
 	return s->held_bytes == 0;
 }
 
+/* All that was read of it is in the lanes. The next part's lanes may be others: a key goes on there only when
+ * nothing of it is under way here. */
+static void end_part(struct group *g, struct slot *s, int64_t now)
+{
+	struct part *p = s->part;
+
+	if (atomic_load(&p->ending) == PART_GOES_ON)
+		atomic_store(&p->ending, PART_DRAINS);
+	if (!drained(s))
+		return;
+	atomic_store(&p->ending, PART_CLOSED);
+	if (atomic_load(&p->aside) == 0)
+		want(g, s, now);
+}
+
 static void look_after(struct group *g, struct slot *s, int64_t now)
 {
 	if (!s->part)
@@ -330,10 +354,12 @@ static void look_after(struct group *g, struct slot *s, int64_t now)
 		s->fenced++;
 		return;
 	}
+	if (s->state == SLOT_READING && s->equal_at < 0 && part_must_change(s->part, lanes_wanted(g->c)))
+		s->equal_at = s->position > 0 ? s->position : 0;
 	if (s->state == SLOT_READING && s->equal_at >= 0 && s->position >= s->equal_at)
 		s->state = SLOT_DRAINING;
-	if (s->state == SLOT_DRAINING && drained(s))
-		want(g, s, now);
+	if (s->state == SLOT_DRAINING && s->held_bytes == 0)
+		end_part(g, s, now);
 }
 
 /* ---------------------------------------------------------------- once a second */
@@ -510,6 +536,8 @@ static int64_t wait_until(const struct group *g, int64_t now)
 
 		if (s->state == SLOT_WANTED)
 			at = s->retry_us > now ? s->retry_us : now + BUSY_US;
+		else if (s->state == SLOT_DRAINING)
+			at = now + DRAIN_US;
 		else if (s->state == SLOT_READING && !s->hot && !s->at_end)
 			at = s->dry_us + s->dry_wait_us > now ? s->dry_us + s->dry_wait_us : now + BUSY_US;
 		if (at < until)

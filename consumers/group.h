@@ -7,7 +7,6 @@
 #include "consumers/consumer.h"
 
 #define QUEUE_MESSAGES 1000 /* of a partition that librdkafka fetches ahead, about */
-#define MAX_LANES      1024 /* of a partition: what inbox.claim takes */
 
 enum slot_state {
 	SLOT_WANTED,   /* ours by Kafka; to be claimed at retry_us */
@@ -135,16 +134,16 @@ struct group {
 	struct pr_err group_err; /* what the group coordinator complains of; "" nothing */
 	int64_t group_err_us;
 	struct errand errand;
-	struct out out[MAX_LANES];
-	int out_n; /* lanes used so far */
+	struct out out[LANES_MOST]; /* by worker */
+	int out_n;                  /* workers used so far */
 };
 
 /* read.c: one turn through all partitions. Nonzero when there may be more to read at once. */
 int read_turn(struct group *g);
 void slot_open(
-	struct group *g, struct slot *s);   /* its queue, emptied of what is left of before; has a part */
+	struct group *g, struct slot *s); /* its queue, emptied of what is left of before; has a part */
 void slot_listen(struct group *g, struct slot *s); /* the queue alone, anew; what is held stays */
-void slot_close(struct slot *s);            /* no more reading; drops what is held */
-int64_t slot_through(const struct slot *s); /* all below is in the lanes, or no record of ours */
+void slot_close(struct slot *s);                   /* no more reading; drops what is held */
+int64_t slot_through(const struct slot *s);        /* all below is in the lanes, or no record of ours */
 
 #endif

@@ -565,6 +565,20 @@ static void put_lag(struct consumer *c, struct pr_buf *b)
 		pr_put_int(b, "lag_events", events);
 }
 
+/* How many there shall be, whose word that is, and how many partitions still have another number. */
+static void put_lanes(struct consumer *c, struct pr_buf *b)
+{
+	int wanted = lanes_wanted(c), changing = 0;
+
+	(void)pthread_mutex_lock(&c->mutex);
+	for (size_t i = 0; i < c->parts_n; i++)
+		changing += part_must_change(c->parts[i], wanted);
+	(void)pthread_mutex_unlock(&c->mutex);
+	pr_put_int(b, "lanes", wanted);
+	pr_put_text(b, "lanes_by", atomic_load(&c->lanes_ordered) ? "operator" : "config");
+	pr_put_int(b, "lanes_changing", changing);
+}
+
 /* null until the database was asked for the first time. */
 static void put_counted(
 	const struct consumer *c, struct pr_buf *b, const char *name, const _Atomic uint64_t *number)
@@ -589,7 +603,7 @@ static void page_status(void *ctx, const struct pr_request *req, struct pr_respo
 	put_checks(c, &b, &v);
 	pr_put_text(&b, "handler", kinds[c->conf->handler.kind]);
 	pr_put_text(&b, "dedupe", c->conf->dedupe == PR_DEDUPE_INBOX ? "inbox" : "offset");
-	pr_put_int(&b, "lanes", c->conf->lanes);
+	put_lanes(c, &b);
 	put_lag(c, &b);
 	pr_put_int(&b, "assigned_partitions", atomic_load(&c->assigned));
 	pr_put_int(&b, "rebalances", atomic_load(&c->rebalances));

@@ -215,6 +215,14 @@ static PGresult *ask_served(struct lane *l, const char *sql, const char *most, s
 	return res;
 }
 
+void held_forget(struct lane *l)
+{
+	size_t before = l->keys->n;
+
+	clear(l->keys);
+	show_keys(l, before);
+}
+
 int held_load(struct lane *l, struct pr_err *err)
 {
 	PGresult *res;
@@ -340,9 +348,8 @@ static void suspect(struct lane *l, struct message *m, struct work *w)
 }
 
 /* One due message. 1: its key may go on, 0: later, -1: broken. */
-static int retry_one(struct lane *l, const PGresult *res, int row, struct pr_err *err)
+static int retry_one(struct lane *l, const struct served *s, const PGresult *res, int row, struct pr_err *err)
 {
-	const struct served *s = served_of(l, res, row);
 	struct message m;
 	struct work w = { .m = &m, .decoded = 1 };
 	struct outcome why = { 0 };
@@ -350,8 +357,6 @@ static int retry_one(struct lane *l, const PGresult *res, int row, struct pr_err
 	int blocking = text_of(res, row, "blocking") && *text_of(res, row, "blocking") == 't', last = 0,
 	    rc = 0;
 
-	if (!s)
-		return 0;
 	message_of_row(res, row, &m, l->c->conf);
 	m.part = s->part;
 	m.lane = s->lane;
@@ -393,6 +398,19 @@ static int retry_one(struct lane *l, const PGresult *res, int row, struct pr_err
 	return rc;
 }
 
+/* Not while its part ends: the next one's lanes will find it. */
+static int retry_row(struct lane *l, const PGresult *res, int row, struct pr_err *err)
+{
+	const struct served *s = served_of(l, res, row);
+	int rc;
+
+	if (!s || !part_enter(s->part))
+		return 0;
+	rc = retry_one(l, s, res, row, err);
+	part_leave(s->part);
+	return rc;
+}
+
 int held_retry(struct lane *l, struct pr_err *err)
 {
 	uint64_t request = atomic_load(&l->c->request);
@@ -411,7 +429,7 @@ int held_retry(struct lane *l, struct pr_err *err)
 	for (int i = 0; i < PQntuples(res) && rc >= 0 && !atomic_load(&l->c->stopping); i++) {
 		if (!breaker_lets_go(l, &wait_us))
 			break;
-		rc = retry_one(l, res, i, err);
+		rc = retry_row(l, res, i, err);
 		did |= rc > 0;
 	}
 	PQclear(res);

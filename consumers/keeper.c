@@ -68,13 +68,12 @@ static int begin(struct keeper *k, struct pr_err *err)
 			rc = refuse_forgotten(PQgetvalue(res, 0, 0), err);
 		PQclear(res);
 	}
-	if (rc == 0)
-		atomic_store(&k->c->ready, 1);
 	return rc;
 }
 
 /* ---------------------------------------------------------------- orders */
 
+/* Known before the first claim, which is about so many lanes. */
 static int orders(struct keeper *k, struct pr_err *err)
 {
 	PGresult *res =
@@ -89,7 +88,9 @@ static int orders(struct keeper *k, struct pr_err *err)
 			pr_log(PR_WARN, paused ? "paused" : "resumed", KS("by", PQgetvalue(res, 0, 1)));
 		atomic_store(&k->c->request, (uint64_t)cell(res, 0, 2, 0));
 	}
+	lanes_order(k->c, PQntuples(res) == 1 ? cell(res, 0, 3, 0) : 0);
 	PQclear(res);
+	atomic_store(&k->c->ready, 1);
 	return 0;
 }
 

@@ -13,6 +13,7 @@
 
 #define MOVE_US    PR_SEC        /* how often positions of idle lanes move */
 #define IDLE_US    (200 * PR_MS) /* longest sleep: a stop or an order is seen this soon */
+#define SETTLE_US  (50 * PR_MS)  /* how often a lane looks whether it is done with what drains */
 #define COLLISIONS 3             /* a batch that lost a deadlock is tried so often before it is halved */
 #define RELEASE_US (100 * PR_MS) /* of parked messages, between two batches */
 #define SCAN       1000          /* messages looked through for a part's oldest one */
@@ -37,16 +38,20 @@ struct lane *lane_new(struct consumer *c, int number)
 	return l;
 }
 
-struct lane *lane_of(struct consumer *c, int lane)
+struct lane *lane_of(struct consumer *c, const struct part *p, int lane)
 {
-	return c->lanes[(size_t)lane % (size_t)c->conf->lanes];
+	return c->lanes[lane % p->workers];
+}
+
+/* Of the buffer. */
+static size_t share(const struct lane *l)
+{
+	return (size_t)(pr_setting(&l->c->conf->limits.buffer_bytes) / atomic_load(&l->c->lanes_used));
 }
 
 int lane_has_room(struct lane *l)
 {
-	size_t share = (size_t)(pr_setting(&l->c->conf->limits.buffer_bytes) / l->c->conf->lanes);
-
-	if (atomic_load(&l->bytes) < share)
+	if (atomic_load(&l->bytes) < share(l))
 		return 1;
 	atomic_store(&l->was_full, 1);
 	return 0;
@@ -136,10 +141,10 @@ static void serve_nothing(struct lane *l)
 static void serve(struct lane *l, struct part *p)
 {
 	for (int i = 0; i < p->lane_count; i++) {
-		if (lane_of(l->c, i) != l)
+		if (lane_of(l->c, p, i) != l)
 			continue;
 		l->served = pr_realloc(l->served, (l->served_n + 1) * sizeof(*l->served));
-		l->served[l->served_n++] = (struct served){ part_hold(p), i, p->lane[i].next };
+		l->served[l->served_n++] = (struct served){ part_hold(p), i, p->lane[i].next, 0 };
 	}
 }
 
@@ -281,7 +286,6 @@ static void positions_moved(struct lane *l)
 
 void lane_done(struct lane *l, size_t n)
 {
-	size_t share = (size_t)(pr_setting(&l->c->conf->limits.buffer_bytes) / l->c->conf->lanes);
 	struct message *freed = NULL, **tail = &freed;
 	size_t bytes = 0;
 
@@ -295,7 +299,7 @@ void lane_done(struct lane *l, size_t n)
 	l->work_n -= n;
 	positions_moved(l);
 	message_free_all(freed);
-	if (atomic_fetch_sub(&l->bytes, bytes) - bytes < share / 2 && atomic_exchange(&l->was_full, 0))
+	if (atomic_fetch_sub(&l->bytes, bytes) - bytes < share(l) / 2 && atomic_exchange(&l->was_full, 0))
 		group_wake(l->c);
 }
 
@@ -518,16 +522,45 @@ static int waits(const struct work *w)
 	return w->v.fate == FATE_HANDLE || w->v.fate == FATE_PENDING;
 }
 
+/* Replayed messages of the first n: under way from here to leave_replayed. Those of a part that is closed go,
+ * and their job reads them again. What is left of the n. */
+static size_t enter_replayed(struct lane *l, size_t n)
+{
+	for (size_t i = 0; i < n;) {
+		if (!l->work[i].m->replay || part_enter(l->work[i].m->part)) {
+			i++;
+			continue;
+		}
+		work_drop(l, i, 1);
+		n--;
+	}
+	return n;
+}
+
+static void leave_replayed(struct lane *l, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (l->work[i].m->replay)
+			part_leave(l->work[i].m->part);
+}
+
 static void step(struct lane *l)
 {
 	struct outcome why = { 0 };
-	const struct message *first = l->work[0].m;
-	unsigned tries = first->attempts;
-	size_t done = batch_of(l);
+	size_t n = enter_replayed(l, batch_of(l)), done = n;
+	const struct message *first;
 	struct pr_err err = { 0 };
+	enum applied applied;
+	unsigned tries;
 
+	if (n == 0)
+		return;
+	first = l->work[0].m;
+	tries = first->attempts;
 	l->not_before_us = 0;
-	switch (apply(l, done, &done, &why, &err)) {
+	applied = apply(l, n, &done, &why, &err);
+	leave_replayed(l, n);
+	switch (applied) {
 	case APPLIED:
 		if (was_handled(l, done))
 			breaker_close(l);
@@ -586,6 +619,65 @@ static void idle(struct lane *l)
 	await_push(l, IDLE_US);
 }
 
+/* Whether anything of the lane is queued or in work. Under the lock. */
+static int is_here(const struct lane *l, const struct served *s)
+{
+	for (size_t i = 0; i < l->work_n; i++)
+		if (l->work[i].m->part == s->part && l->work[i].m->lane == s->lane && !l->work[i].m->replay)
+			return 1;
+	for (const struct message *m = l->head; m; m = m->next)
+		if (m->part == s->part && m->lane == s->lane && !m->replay)
+			return 1;
+	return 0;
+}
+
+/* How many lanes of parts that drain stand behind all that was read, and may say so. */
+static int find_settled(struct lane *l)
+{
+	int n = 0;
+
+	(void)pthread_mutex_lock(&l->mutex);
+	for (size_t i = 0; i < l->served_n; i++) {
+		struct served *s = &l->served[i];
+
+		if (atomic_load(&s->part->ending) == PART_GOES_ON ||
+			atomic_load(&s->part->read_through) <= s->part->lane[s->lane].next || is_here(l, s))
+			continue;
+		s->through = atomic_load(&s->part->read_through);
+		s->settled = 1;
+		n++;
+	}
+	(void)pthread_mutex_unlock(&l->mutex);
+	return n;
+}
+
+/* A part that drains waits for its lanes without messages too, and a lane that others keep busy is never
+ * idle.
+ */
+static int settle(struct lane *l, struct pr_err *err)
+{
+	int64_t now = pr_mono_us();
+	int draining = 0;
+
+	for (size_t i = 0; i < l->served_n; i++)
+		draining |= atomic_load(&l->served[i].part->ending) == PART_DRAINS;
+	if (!draining || now - l->settled_us < SETTLE_US)
+		return 0;
+	l->settled_us = now;
+	if (find_settled(l) == 0)
+		return 0;
+	switch (move_idle(l, err)) {
+	case APPLIED:
+		positions_moved(l);
+		return 0;
+	case BROKEN:
+		return -1;
+	default:
+		lane_fenced(l);
+		return 0;
+	}
+}
+
 static int ready(struct lane *l)
 {
 	struct pr_err err;
@@ -612,6 +704,31 @@ static int release(struct lane *l, struct pr_err *err)
 	return rc ? rc : did;
 }
 
+/* Others do the work: fewer lanes are wanted, and nothing is left of what it had. */
+static int superfluous(struct lane *l)
+{
+	int nothing;
+
+	if (l->number < lanes_wanted(l->c) || l->served_n > 0 || l->work_n > 0)
+		return 0;
+	(void)pthread_mutex_lock(&l->mutex);
+	drop_dead(l);
+	nothing = !l->head && !l->serve_changed;
+	(void)pthread_mutex_unlock(&l->mutex);
+	return nothing;
+}
+
+static void rest(struct lane *l)
+{
+	breaker_release(l);
+	if (l->pg)
+		pr_log(PR_INFO, "a lane rests", KI("lane", l->number));
+	disconnect(l);
+	held_forget(l);
+	l->failures = 0;
+	await_push(l, IDLE_US);
+}
+
 static void turn(struct lane *l)
 {
 	int did;
@@ -620,6 +737,10 @@ static void turn(struct lane *l)
 
 	serve_changes(l);
 	work_drop_dead(l);
+	if (superfluous(l)) {
+		rest(l);
+		return;
+	}
 	if (!ready(l))
 		return;
 	if (atomic_load(&l->c->paused)) {
@@ -627,7 +748,7 @@ static void turn(struct lane *l)
 		return;
 	}
 	take(l);
-	did = release(l, &err);
+	did = settle(l, &err) < 0 ? -1 : release(l, &err);
 	if (did < 0) {
 		broken(l, &err);
 		return;

@@ -43,6 +43,7 @@ struct served {
 	struct part *part; /* counted */
 	int lane;
 	int64_t through; /* read_through when the queue was last seen empty */
+	int settled; /* its part drains, and nothing of it is left here: through holds, whatever else is */
 };
 
 /* One position of a transaction. */
@@ -85,7 +86,7 @@ struct lane {
 	unsigned failures, retries;
 	int64_t not_before_us; /* monotonic: the first message is tried again then */
 	int probing;           /* holds the breaker's probe */
-	int64_t moved_us;
+	int64_t moved_us, settled_us;
 	struct keyset *keys;
 	uint64_t request_seen;
 	int64_t look_us; /* monotonic: when to look at inbox.parked again */
@@ -111,7 +112,8 @@ enum applied apply(struct lane *l, size_t n, size_t *ret_n, struct outcome *ret,
  * key, 0 when not, -1 unknown. */
 enum applied apply_parked(
 	struct lane *l, struct work *w, int *ret_last, struct outcome *ret, struct pr_err *err);
-enum applied move_idle(struct lane *l, struct pr_err *err); /* positions of lanes without messages */
+/* Positions of lanes without messages: of all that are served when there is no work, else of settled ones. */
+enum applied move_idle(struct lane *l, struct pr_err *err);
 
 /* decide.c: the verdict on one message that failed alone. Opens the breaker or stops the consumer where the
  * rule says so (then FATE_PENDING). */
@@ -135,6 +137,7 @@ void keyset_add(struct keyset *k, const struct message *m);
 void keyset_remove(struct keyset *k, const struct message *m);
 size_t keyset_count(const struct keyset *k);
 int held_load(struct lane *l, struct pr_err *err); /* parked keys of what is served */
+void held_forget(struct lane *l);                  /* nothing is served */
 int held_retry(
 	struct lane *l, struct pr_err *err); /* one look at inbox.parked; 1: something was done, -1: broken */
 

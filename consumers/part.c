@@ -19,6 +19,21 @@ void part_drop(struct part *p)
 	free(p);
 }
 
+/* Both look after they have spoken: either we see that it is closed, or the poll thread sees us. */
+int part_enter(struct part *p)
+{
+	(void)atomic_fetch_add(&p->aside, 1);
+	if (atomic_load(&p->ending) != PART_CLOSED)
+		return 1;
+	part_leave(p);
+	return 0;
+}
+
+void part_leave(struct part *p)
+{
+	(void)atomic_fetch_sub(&p->aside, 1);
+}
+
 int64_t part_next(const struct part *p)
 {
 	int64_t next = INT64_MAX, shown;

@@ -63,17 +63,16 @@ static void consumer_init(struct consumer *c)
 	atomic_store(&c->postgres_contact_us, pr_mono_us());
 	atomic_store(&c->kafka_contact_us, pr_mono_us());
 	health_init(c);
-	c->lanes = pr_calloc((size_t)conf.lanes, sizeof(struct lane *));
-	for (int64_t i = 0; i < conf.lanes; i++)
-		c->lanes[i] = lane_new(c, (int)i);
+	atomic_store(&c->lanes_used, 1);
+	for (int i = 0; i < LANES_MOST; i++)
+		c->lanes[i] = lane_new(c, i);
 }
 
 /* All threads have ended. */
 static void consumer_release(struct consumer *c)
 {
-	for (int64_t i = 0; i < conf.lanes; i++)
+	for (int i = 0; i < LANES_MOST; i++)
 		lane_free(c->lanes[i]);
-	free(c->lanes);
 	group_release(c);
 	for (size_t i = 0; i < c->parts_n; i++)
 		part_drop(c->parts[i]);
@@ -107,6 +106,8 @@ static void reload(struct consumer *c)
 	adopt_numbers(&conf.limits, &fresh.limits, sizeof(conf.limits));
 	adopt_numbers(&conf.inbox, &fresh.inbox, sizeof(conf.inbox));
 	adopt_numbers(&conf.drain_us, &fresh.drain_us, sizeof(conf.drain_us));
+	adopt_numbers(&conf.lanes, &fresh.lanes, sizeof(conf.lanes));
+	group_wake(c);
 	if (pr_level_parse(fresh.log_level, &level) == 0)
 		pr_log_level(level);
 	pr_conf_free(loaded);
@@ -115,7 +116,7 @@ static void reload(struct consumer *c)
 }
 
 struct threads {
-	pthread_t keeper, group, replay, *lanes;
+	pthread_t keeper, group, replay;
 	int working; /* group, replay and lanes run */
 };
 
@@ -131,9 +132,7 @@ static void start(pthread_t *thread, void *(*run)(void *), void *arg)
 static void start_work(struct consumer *c, struct threads *t)
 {
 	t->working = 1;
-	t->lanes = pr_calloc((size_t)conf.lanes, sizeof(*t->lanes));
-	for (int64_t i = 0; i < conf.lanes; i++)
-		start(&t->lanes[i], lane_thread, c->lanes[i]);
+	lanes_begin(c, lanes_wanted(c));
 	start(&t->group, group_thread, c);
 	start(&t->replay, replay_thread, c);
 }
@@ -181,14 +180,13 @@ static int drain(struct consumer *c, struct threads *t)
 	deadline.tv_sec += pr_setting(&conf.drain_us) / PR_SEC + 1;
 	if (t->working)
 		join_by(t->replay, &deadline, "replay", &late);
-	for (int64_t i = 0; t->working && i < conf.lanes; i++)
-		join_by(t->lanes[i], &deadline, "lane", &late);
+	for (int i = 0; i < lanes_begun(c); i++)
+		join_by(c->lane_threads[i], &deadline, "lane", &late);
 	if (t->working) {
 		group_finish(c);
 		join_by(t->group, &deadline, "group", &late);
 	}
 	join_by(t->keeper, &deadline, "keeper", &late);
-	free(t->lanes);
 	return late;
 }
 

@@ -16,19 +16,20 @@
 
 /* ---------------------------------------------------------------- lists */
 
-static void flush_lane(struct group *g, int lane)
+static void flush_worker(struct group *g, int worker)
 {
-	struct out *o = &g->out[lane];
+	struct out *o = &g->out[worker];
 
 	if (o->n == 0)
 		return;
-	lane_push(lane_of(g->c, lane), o->head);
+	lane_push(g->c->lanes[worker], o->head);
 	*o = (struct out){ 0 };
 }
 
 static void add(struct group *g, struct message *m)
 {
-	struct out *o = &g->out[m->lane];
+	int worker = m->lane % m->part->workers;
+	struct out *o = &g->out[worker];
 
 	if (o->n == 0)
 		o->tail = &o->head;
@@ -36,10 +37,10 @@ static void add(struct group *g, struct message *m)
 	o->tail = &m->next;
 	o->n++;
 	o->bytes += m->bytes;
-	if (m->lane >= g->out_n)
-		g->out_n = m->lane + 1;
+	if (worker >= g->out_n)
+		g->out_n = worker + 1;
 	if (o->n >= LIST_MESSAGES || o->bytes >= LIST_BYTES)
-		flush_lane(g, m->lane);
+		flush_worker(g, worker);
 }
 
 int64_t slot_through(const struct slot *s)
@@ -59,7 +60,7 @@ static void flush_all(struct group *g)
 	int64_t through;
 
 	for (int i = 0; i < g->out_n; i++)
-		flush_lane(g, i);
+		flush_worker(g, i);
 	for (size_t i = 0; i < g->slots_n; i++) {
 		struct slot *s = &g->slots[i];
 
@@ -107,7 +108,7 @@ static void take(struct group *g, struct slot *s, struct message *m)
 {
 	struct held *h = &s->held[m->lane];
 
-	if (!h->head && lane_has_room(lane_of(g->c, m->lane))) {
+	if (!h->head && lane_has_room(lane_of(g->c, s->part, m->lane))) {
 		add(g, m);
 		return;
 	}
@@ -124,7 +125,7 @@ static void let_go(struct group *g, struct slot *s)
 	for (int i = 0; s->held_bytes > 0 && i < s->part->lane_count; i++) {
 		struct held *h = &s->held[i];
 
-		while (h->head && lane_has_room(lane_of(g->c, i))) {
+		while (h->head && lane_has_room(lane_of(g->c, s->part, i))) {
 			struct message *m = h->head;
 
 			h->head = m->next;

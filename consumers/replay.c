@@ -197,7 +197,7 @@ static enum window push_window(struct replayer *r, rd_kafka_t *rk, const struct 
 			return WINDOW_TOO_OLD;
 		}
 		*ret_next = m->offset + 1;
-		l = lane_of(r->c, m->lane);
+		l = lane_of(r->c, j->part, m->lane);
 		while (!lane_has_room(l) && !atomic_load(&j->part->dead))
 			if (wait_us(r, 5 * PR_MS))
 				break;

@@ -88,12 +88,13 @@ const struct pr_opt pr_consumer_options[] = {
 		       "\"sasl.password=file:/path\"." },
 	{ "kafka.timeout", PR_OPT_DURATION, AT(kafka.timeout_us), "10s", .min = PR_SEC, .max = 600 * PR_SEC,
 		.flags = PR_OPT_NO_RELOAD, .doc = "How long one call that waits for a broker may take." },
-	{ "lanes", PR_OPT_INT, AT(lanes), "2", .min = 1, .max = 64, .flags = PR_OPT_NO_RELOAD,
+	{ "lanes", PR_OPT_INT, AT(lanes), "2", .min = 1, .max = 64,
 		.doc = "Workers, each with its own connection and handler: messages of one key go one after "
 		       "the "
 		       "other, of different keys side by side. A partition changes to another number when "
 		       "all "
-		       "read of it is handled." },
+		       "read of it is handled. `postrider lanes` sets another number for all members of the "
+		       "group, while they run." },
 	{ "handler.kind", PR_OPT_ENUM, AT(handler.kind), .choices = "sql|c|http|exec",
 		.flags = PR_OPT_REQUIRED | PR_OPT_NO_RELOAD, .example = "sql",
 		.doc = "sql calls a function in the transaction that records the message: its effects are "

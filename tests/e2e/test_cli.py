@@ -27,8 +27,8 @@ import servers
 from wait import wait_until
 
 VERBS = ["init", "status", "publish", "parked list", "parked show", "parked retry", "parked skip", "parked release",
-         "pause", "resume", "position show", "position set", "position adopt", "show consumers", "dlq list", "dlq show",
-         "dlq edit", "dlq retry", "dlq drop", "dlq note", "replay start", "replay list", "replay show", "replay pause",
+         "pause", "resume", "position show", "position set", "position adopt", "show consumers", "lanes", "dlq list",
+         "dlq show", "dlq edit", "dlq retry", "dlq drop", "dlq note", "replay start", "replay list", "replay show", "replay pause",
          "replay resume", "replay cancel", "explain-error", "bench", "demo", "completion", "help", "version"]
 NOWHERE = "host=127.0.0.1 port=1 dbname=nobody"
 UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")

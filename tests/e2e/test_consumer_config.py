@@ -143,14 +143,14 @@ def test_reload_takes_numbers_only(inbox):  # noqa: F811
     c.rewrite({"limits": {"batch_events": 7}, "log": {"level": "debug"}})
     c.hup()
     wait_until(lambda: "configuration reloaded" in c.log_text(), 10, "the reload")
-    c.rewrite({"limits": {"batch_events": 8}, "lanes": 3})
+    c.rewrite({"limits": {"batch_events": 8}, "dedupe": "offset"})
     c.hup()
     answer = i.wait_state(c, "warn")
-    assert "lanes" in answer["sentence"] and "cannot change while running" in answer["checks"]["reload"]
+    assert "dedupe" in answer["sentence"] and "cannot change while running" in answer["checks"]["reload"]
     c.rewrite({"errors": [{"match": "sqlstat:1", "policy": "park"}]})
     c.hup()
     wait_until(lambda: "errors[0].match" in json.loads(c.get("/readyz")[1])["checks"]["reload"], 10, "the new reason")
-    c.rewrite({"lanes": 2, "errors": []})
+    c.rewrite({"dedupe": "inbox", "errors": []})
     c.hup()
     i.wait_state(c, "ok")
     i.send(20)
