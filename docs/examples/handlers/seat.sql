@@ -48,10 +48,11 @@ $$;
 
 -- The same effect undone, for a message whose attempts are used up:
 --   handler: { ...; undo_function = "seat.undo_event"; };
+-- It compares as text: a message whose reservation_id is no uuid failed for that, and must not fail here again.
 CREATE OR REPLACE FUNCTION seat.undo_event(message inbox.message) RETURNS void
 LANGUAGE sql AS $$
 	UPDATE seat.seat SET reservation_id = NULL, changes = changes + 1
-	 WHERE reservation_id = (message.payload ->> 'reservation_id')::uuid;
+	 WHERE reservation_id::text = lower(message.payload ->> 'reservation_id');
 $$;
 
 -- A table for the set-based one: how many seats a show has sold, one row a show.
