@@ -13,7 +13,8 @@
 
 #define LOOK_US      (200 * PR_MS) /* while keys are parked here */
 #define LOOK_IDLE_US PR_SEC
-#define MOST         "100" /* due messages of one look */
+#define MOST         "100"     /* due messages of one look */
+#define MOST_BYTES   "4194304" /* of their payloads; one that is larger comes alone */
 
 /* ---------------------------------------------------------------- parked keys */
 
@@ -199,15 +200,16 @@ static void put_served(const struct lane *l, struct args *a)
 	args_end(a);
 }
 
-static PGresult *ask_served(struct lane *l, const char *sql, const char *most, struct pr_err *err)
+/* most: NULL, or how many messages and how many bytes of them. */
+static PGresult *ask_served(struct lane *l, const char *sql, const char *const most[2], struct pr_err *err)
 {
 	struct args a = { 0 };
 	struct pr_stmt s;
 	PGresult *res = NULL;
 
 	put_served(l, &a);
-	if (most)
-		args_text(&a, most);
+	for (int i = 0; most && i < 2; i++)
+		args_text(&a, most[i]);
 	s = args_stmt(&a, sql, 1);
 	if (pr_pg_pipeline(l->pg, &s, 1, NULL, err) == 0)
 		res = s.res;
@@ -422,7 +424,7 @@ int held_retry(struct lane *l, struct pr_err *err)
 		(request == l->request_seen && now < l->look_us))
 		return 0;
 	l->request_seen = request;
-	res = ask_served(l, sql_lane_parked_due, MOST, err);
+	res = ask_served(l, sql_lane_parked_due, (const char *const[]){ MOST, MOST_BYTES }, err);
 	if (!res)
 		return -1;
 	/* While the breaker is open the first of them is the probe. */

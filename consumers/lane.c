@@ -386,13 +386,16 @@ int lane_connect(struct lane *l, struct pr_err *err)
 	if (pr_pg_run(l->pg, "RESET search_path", 0, NULL, err) < 0 || bound_silence(l, err) < 0 ||
 		message_types_read(&l->types, l->pg, err) < 0)
 		return -1;
-	return c->ops->open(&env, l->pg, &l->handler, err);
+	if (c->ops->open(&env, l->pg, &l->handler, err) < 0)
+		return -1;
+	l->opened = 1;
+	return 0;
 }
 
 /* Something that is not about a message failed: said, waited for, tried again. */
 static void broken(struct lane *l, const struct pr_err *err)
 {
-	if (err->kind == PR_STOP && err->exit == PR_EX_CONFIG) {
+	if (err->kind == PR_STOP && err->exit == PR_EX_CONFIG && !l->opened) {
 		health_trouble(l->c, TROUBLE_REFUSED, err);
 		consumer_stop(l->c, err->exit);
 		return;

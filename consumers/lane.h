@@ -81,6 +81,7 @@ struct lane {
 	size_t steps_n, steps_cap;
 	int look_first; /* the last batch met a duplicate: ask before trying */
 	int loaded;     /* parked keys of what is served are known */
+	int opened;     /* the handler was there once: the config is right */
 	size_t limit;   /* most messages of the next batch; 1 while a culprit is looked for */
 	size_t careful; /* so many messages one by one: the last batch took something along */
 	unsigned failures, retries;

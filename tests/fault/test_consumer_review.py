@@ -283,3 +283,42 @@ def test_a_member_that_waits_for_the_group_is_not_green(inbox):  # noqa: F811
         assert not [s for s in states[:-2] if s == (0, "ok")], states
     finally:
         b.signal(signal.SIGCONT)
+
+
+# ---------------------------------------------------------------- bounds
+
+def test_large_parked_events_are_fetched_a_few_at_a_time(inbox):  # noqa: F811
+    """Story: an outage parked eighty keys with a megabyte each, and all are released at once."""
+    i = inbox(partitions=1)
+    for n in range(80):
+        i.poison(f"k{n}", "P0001")
+    c = i.consumer(config={"errors": [{"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "1h"}]}).start()
+    for n in range(80):
+        i.event(f"k{n}", {"pad": "x" * 950_000})
+    i.flush()
+    i.wait_parked(80, 30)
+    i.cure()
+    i.db.query("UPDATE inbox.parked SET due_at = now()")
+    i.db.query("SELECT inbox.request(%s)", (i.group,))
+    i.check(timeout=30)
+    i.wait_parked(0)
+    assert c.peak_rss_kb() < 96 << 10
+
+
+# ---------------------------------------------------------------- deployments
+
+def test_a_function_that_is_away_for_a_moment(inbox):  # noqa: F811
+    """Story: the connections break while a deployment exchanges the function. What was right at the start is not there
+    now: that is said and waited for. Only at the start it is a mistake in the config."""
+    i = inbox(partitions=1)
+    c = i.consumer().start()
+    i.send(10)
+    i.check()
+    i.db.psql("ALTER FUNCTION app.on_event RENAME TO old_event")
+    i.one("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE %s", (f"%{i.group} lane%",))
+    wait_until(lambda: "app.on_event" in json.loads(c.get("/readyz")[1])["sentence"], 10, "word of it")
+    assert i.state(c) == "error"
+    i.send(10)
+    i.db.psql("ALTER FUNCTION app.old_event RENAME TO on_event")
+    i.check()
+    i.wait_state(c, "ok")
