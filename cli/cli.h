@@ -152,6 +152,8 @@ void cli_json_indent(struct pr_buf *b, const char *s, size_t n, int compact); /*
 void cli_lines(FILE *f, const char *s, size_t n, int indent);                 /* safe, line by line */
 void cli_hexdump(FILE *f, const char *s, size_t n, int indent);
 void cli_payload(FILE *f, const char *s, size_t n, size_t most, int indent); /* s NULL: a tombstone */
+void cli_json_payload(
+	cJSON *obj, const char *s, size_t n); /* "payload", or "payload_base64" of what is no JSON */
 
 /* topic.c: a topic as a reader of committed records sees it. */
 struct cli_topic {
@@ -192,6 +194,9 @@ void cli_progress(struct cli_progress *p);
 void cli_progress_end(struct cli_progress *p);
 
 /* target.c: which database, which broker, which relay. */
+/* As cli_str and cli_has, of an option that the verb need not have. */
+const char *cli_option(const struct cli *c, const char *name);
+int cli_given(const struct cli *c, const char *name);
 int cli_target(struct cli *c, struct pr_err *err) PR_MUSTCHECK; /* loads -c */
 const char *cli_conninfo(const struct cli *c);                  /* "" = libpq's defaults */
 int cli_conninfo_given(const struct cli *c);
@@ -214,6 +219,8 @@ int cli_fetch(const struct cli *c, const char *url, const char *path, int *ret_s
 /* A value of a result, NULL for SQL NULL; borrowed from res. */
 const char *cli_cell(const PGresult *res, int row, int col);
 int64_t cli_cell_int(const PGresult *res, int row, int col);
+char *cli_cell_bytes(
+	const PGresult *res, int row, int col, size_t *ret_len); /* of a bytea; malloc'd, NUL behind it */
 
 /* Destructive verbs: 0 to go on; otherwise fills err (exit 5). what: "skip 1 event of key ..." */
 int cli_confirmed(const struct cli *c, struct pr_err *err, const char *fmt, ...) PR_PRINTF(3, 4) PR_MUSTCHECK;

@@ -18,7 +18,7 @@ struct edit {
 	PGresult *old;
 	struct text was, is;
 	cJSON *headers_was, *headers;
-	const char *key; /* NULL: as it was */
+	const char *key; /* NULL: none */
 	int by_hand;     /* in an editor: somebody can be asked */
 };
 
@@ -153,27 +153,34 @@ static int by_editor(struct edit *e, struct pr_err *err)
 
 static int change(const struct cli *c, struct edit *e, struct pr_err *err)
 {
-	e->key = cli_str(c, "key");
+	const char *key = cli_str(c, "key");
+
+	if ((key && cli_has(c, "no-key")) || (cli_has(c, "payload") && cli_has(c, "tombstone")))
+		return cli_usage(err, "either a new one or none, not both");
+	e->key = key ? key : cli_has(c, "no-key") ? NULL : cli_cell(e->old, 0, L_KEY);
 	if (take_headers(c, e, err) < 0)
 		return -1;
-	if (cli_has(c, "payload")) {
+	if (cli_has(c, "payload") || cli_has(c, "tombstone")) {
 		free(e->is.s);
 		e->is = (struct text){ 0 };
-		return cli_read_file(cli_str(c, "payload"), &e->is.s, &e->is.n, err);
+		return cli_has(c, "tombstone")
+			       ? 0
+			       : cli_read_file(cli_str(c, "payload"), &e->is.s, &e->is.n, err);
 	}
-	if (e->key || cli_has(c, "header") || cli_has(c, "no-header"))
+	if (key || cli_has(c, "no-key") || cli_has(c, "header") || cli_has(c, "no-header"))
 		return 0;
 	if (cli_tty(stdin) && cli_tty(stdout))
 		return by_editor(e, err);
 	(void)cli_usage(err, "what shall be changed?");
-	return pr_hint(err, "give --payload, --header, --no-header or --key; on a terminal an editor opens");
+	return pr_hint(err, "give --payload, --tombstone, --header, --no-header, --key or --no-key; "
+			    "on a terminal an editor opens");
 }
 
 /* A handler that expects JSON would bury it at once. */
 static int check(const struct cli *c, const struct edit *e, struct pr_err *err)
 {
-	if (cli_has(c, "bytes") || !e->was.s || !pr_json_text(e->was.s, e->was.n) ||
-		(e->is.s && pr_json_text(e->is.s, e->is.n)))
+	if (cli_has(c, "bytes") || cli_has(c, "tombstone") || !e->was.s ||
+		!pr_json_text(e->was.s, e->was.n) || (e->is.s && pr_json_text(e->is.s, e->is.n)))
 		return 0;
 	(void)pr_fail(err, PR_REJECT, "nothing was done: the payload was JSON, the new one is not");
 	(void)pr_hint(err, "--bytes takes it all the same");
@@ -189,8 +196,8 @@ static char *page(const char *key, const cJSON *headers, const struct text *payl
 
 	if (!f)
 		return pr_strdup("");
-	(void)fputs("key: ", f);
-	cli_safe(f, key, strlen(key));
+	(void)fputs(key ? "key: " : "no key", f);
+	cli_safe(f, key ? key : "", key ? strlen(key) : 0);
 	(void)fputc('\n', f);
 	for (const cJSON *h = headers ? headers->child : NULL; h; h = h->next) {
 		char *value = cJSON_PrintUnformatted(h);
@@ -211,8 +218,8 @@ static char *page(const char *key, const cJSON *headers, const struct text *payl
 static int show_diff(const struct edit *e, int quiet)
 {
 	const char *key = cli_cell(e->old, 0, L_KEY);
-	char *was = page(key ? key : "", e->headers_was, &e->was);
-	char *is = page(e->key ? e->key : key ? key : "", e->headers, &e->is);
+	char *was = page(key, e->headers_was, &e->was);
+	char *is = page(e->key, e->headers, &e->is);
 	int differ = strcmp(was, is) != 0 || !same(&e->was, &e->is);
 
 	if (differ && !quiet)
@@ -226,7 +233,8 @@ static int save(struct pr_pg *pg, const char *entry, const struct edit *e, PGres
 {
 	char *headers = cJSON_PrintUnformatted(e->headers);
 	unsigned char *payload = NULL;
-	const char *params[4] = { entry, NULL, headers, e->key }, *made;
+	const char *key = cli_cell(e->old, 0, L_KEY), *made;
+	const char *params[5] = { entry, NULL, headers };
 	PGresult *res;
 	size_t n;
 
@@ -234,7 +242,12 @@ static int save(struct pr_pg *pg, const char *entry, const struct edit *e, PGres
 		payload = PQescapeByteaConn(pr_pg_conn(pg), (const unsigned char *)e->is.s, e->is.n, &n);
 		params[1] = (const char *)payload;
 	}
-	res = pr_pg_exec(pg, "SELECT inbox.dlq_edit($1::bigint, $2::bytea, $3::jsonb, $4)", 4, params, err);
+	if (e->key && (!key || strcmp(key, e->key) != 0))
+		params[3] = e->key;
+	params[4] = !e->is.s && !e->key ? "{payload,key}" : !e->is.s ? "{payload}" : !e->key ? "{key}" : "{}";
+	res = pr_pg_exec(pg,
+		"SELECT inbox.dlq_edit($1::bigint, $2::bytea, $3::jsonb, $4, clear => $5::text[])", 5, params,
+		err);
 	if (res) {
 		made = PQgetvalue(res, 0, 0);
 		*ret = pr_pg_exec(pg, "SELECT entry, id FROM inbox.dead_letter WHERE entry = $1::bigint", 1,

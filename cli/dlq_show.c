@@ -38,47 +38,10 @@ PGresult *dlq_read(struct pr_pg *pg, int64_t entry, struct pr_err *err)
 
 char *dlq_bytes(const PGresult *res, int column, size_t *ret_len)
 {
-	const char *hex = cli_cell(res, 0, column);
-	unsigned char *raw = hex ? PQunescapeBytea((const unsigned char *)hex, ret_len) : NULL;
-	char *copy = NULL;
-
-	if (raw) {
-		copy = pr_malloc(*ret_len + 1);
-		memcpy(copy, raw, *ret_len);
-		copy[*ret_len] = '\0';
-		PQfreemem(raw);
-	}
-	return copy;
+	return cli_cell_bytes(res, 0, column, ret_len);
 }
 
 /* ---- JSON ---- */
-
-static void add_payload(cJSON *o, const char *s, size_t n)
-{
-	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-	struct pr_buf b = { 0 };
-
-	if (!s) {
-		(void)cJSON_AddNullToObject(o, "payload");
-		return;
-	}
-	if (pr_json_text(s, n)) {
-		cli_json_indent(&b, s, n, 1);
-		(void)cJSON_AddRawToObject(o, "payload", b.s);
-		pr_buf_free(&b);
-		return;
-	}
-	for (size_t i = 0; i < n; i += 3) {
-		unsigned v = 0, left = n - i < 3 ? (unsigned)(n - i) : 3;
-
-		for (unsigned k = 0; k < 3; k++)
-			v = v << 8 | (k < left ? (unsigned char)s[i + k] : 0);
-		pr_buf_printf(&b, "%c%c%c%c", digits[v >> 18], digits[v >> 12 & 63],
-			left > 1 ? digits[v >> 6 & 63] : '=', left > 2 ? digits[v & 63] : '=');
-	}
-	(void)cJSON_AddStringToObject(o, "payload_base64", b.s ? b.s : "");
-	pr_buf_free(&b);
-}
 
 static void show_json(const PGresult *res, const PGresult *history, const char *payload, size_t n)
 {
@@ -88,7 +51,7 @@ static void show_json(const PGresult *res, const PGresult *history, const char *
 	for (int i = 0; i < N_FIELDS; i++)
 		cli_json_cell(o, fields[i].name, res, 0, i, fields[i].number);
 	(void)cJSON_AddRawToObject(o, "headers", headers ? headers : "{}");
-	add_payload(o, payload, n);
+	cli_json_payload(o, payload, n);
 	for (int i = 0; i < PQntuples(history); i++) {
 		cJSON *act = cJSON_CreateObject();
 		const char *detail = cli_cell(history, i, H_DETAIL);

@@ -1,8 +1,8 @@
-/* cli/parked.c -- `postrider parked`: what is held back, and the operator's three answers.
+/* cli/parked.c -- `postrider parked`: what the relay holds back, and the operator's three answers.
  * An answer is a request, a word in the key's first row: the relay acts on it at its next
  * turn, this program only watches. Refuses to move, publish or delete a row itself: the
  * order of a key is the relay's business. */
-#include "cli/cli.h"
+#include "cli/parked.h"
 #include "lib/clock.h"
 #include "lib/json.h"
 
@@ -107,7 +107,61 @@ static void print_keys(const PGresult *res, int n)
 	cli_table_print(&t, stdout);
 }
 
-int verb_parked_list(struct cli *c)
+/* Options that mean something of a consumer group only. */
+static int only_of_a_group(const struct cli *c)
+{
+	static const char *const names[] = { "partition", "no-key", "offset", "class", "code" };
+	int release = strcmp(c->verb->name, "parked release") == 0,
+	    skip = strcmp(c->verb->name, "parked skip") == 0,
+	    show = strcmp(c->verb->name, "parked show") == 0;
+	struct pr_err err = { 0 };
+	const char *found = NULL;
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+		if (cli_given(c, names[i]))
+			found = names[i];
+	if (!release && cli_given(c, "all"))
+		found = "all";
+	if (!skip && !show && cli_given(c, "id"))
+		found = "id";
+	if (!found)
+		return PR_EX_OK;
+	(void)cli_usage(&err, "--%s is for what a consumer group holds back: which one?", found);
+	(void)pr_hint(&err, "give --group, or the -c of a consumer; without, the relay is meant");
+	return cli_failed(c, &err);
+}
+
+/* Where groups have run too, the heading says whose these are; what groups hold back is said as well. A role
+ * that may not look there is told nothing. */
+static int heading(const struct cli *c, struct pr_pg *pg, int print, struct pr_err *err)
+{
+	PGresult *res = pr_pg_exec(pg,
+		"SELECT CASE WHEN has_schema_privilege('inbox', 'USAGE') THEN "
+		"has_table_privilege('inbox.consumer', "
+		"'SELECT') AND has_table_privilege('inbox.parked', 'SELECT') ELSE false END",
+		0, NULL, err);
+	int may = res && *PQgetvalue(res, 0, 0) == 't', rc = res ? 0 : -1;
+
+	PQclear(res);
+	if (!may)
+		return rc;
+	res = pr_pg_exec(pg,
+		"SELECT c.\"group\", EXISTS (SELECT FROM inbox.parked AS p WHERE p.\"group\" = c.\"group\" "
+		"AND "
+		"p.blocking AND p.due_at IS NOT NULL) FROM inbox.consumer AS c ORDER BY 2 DESC, 1 LIMIT 1",
+		0, NULL, err);
+	if (!res)
+		return -1;
+	if (PQntuples(res) && print)
+		(void)printf("%sthe relay's outbox%s\n", cli_on(stdout, CLI_BOLD), cli_off(stdout));
+	if (PQntuples(res) && *PQgetvalue(res, 0, 1) == 't' && !cli_has(c, "json"))
+		cli_say("consumer groups hold keys back too: `postrider parked list --group %s`",
+			PQgetvalue(res, 0, 0));
+	PQclear(res);
+	return 0;
+}
+
+static int list(struct cli *c)
 {
 	int64_t limit = cli_int(c, "limit", 100);
 	struct pr_err err = { 0 };
@@ -116,7 +170,8 @@ int verb_parked_list(struct cli *c)
 	int rc = PR_EX_OK;
 
 	if (cli_connect_outbox(c, &pg, &err) < 0 ||
-		!(res = read_keys(pg, cli_str(c, "topic"), NULL, limit + 1, &err)))
+		!(res = read_keys(pg, cli_str(c, "topic"), NULL, limit + 1, &err)) ||
+		heading(c, pg, PQntuples(res) > 0 && !cli_has(c, "json"), &err) < 0)
 		rc = cli_fail(&err);
 	else if (cli_has(c, "json"))
 		print_keys_json(res, shown(res, limit));
@@ -129,6 +184,16 @@ int verb_parked_list(struct cli *c)
 	PQclear(res);
 	pr_pg_close(pg);
 	return rc;
+}
+
+int verb_parked_list(struct cli *c)
+{
+	int rc = PR_EX_OK;
+
+	if (cli_group(c))
+		return parked_group_list(c);
+	rc = only_of_a_group(c);
+	return rc == PR_EX_OK ? list(c) : rc;
 }
 
 /* ---- show ---- */
@@ -224,7 +289,7 @@ static void show_text(const PGresult *res, int i, int payload)
 	free(tries);
 }
 
-int verb_parked_show(struct cli *c)
+static int show(struct cli *c)
 {
 	int payload = cli_has(c, "payload"), rc = PR_EX_OK;
 	int64_t limit = cli_int(c, "limit", 100);
@@ -239,7 +304,8 @@ int verb_parked_show(struct cli *c)
 		(void)cli_usage(&err, "which events? give --key (and --topic), or --id");
 		rc = cli_failed(c, &err);
 	} else if (cli_connect_outbox(c, &pg, &err) < 0 ||
-		   !(res = pr_pg_exec(pg, show_sql, 5, params, &err))) {
+		   !(res = pr_pg_exec(pg, show_sql, 5, params, &err)) ||
+		   heading(c, pg, PQntuples(res) > 0 && !cli_has(c, "json"), &err) < 0) {
 		rc = cli_fail(&err);
 	} else if (PQntuples(res) == 0) {
 		cli_say("nothing like that is held back");
@@ -257,6 +323,16 @@ int verb_parked_show(struct cli *c)
 	pr_pg_close(pg);
 	free(most);
 	return rc;
+}
+
+int verb_parked_show(struct cli *c)
+{
+	int rc;
+
+	if (cli_group(c))
+		return parked_group_show(c);
+	rc = only_of_a_group(c);
+	return rc == PR_EX_OK ? show(c) : rc;
 }
 
 /* ---- retry, skip, release ---- */
@@ -565,6 +641,13 @@ static int usage(struct cli *c, const char *text)
 
 int verb_parked_retry(struct cli *c)
 {
+	int rc;
+
+	if (cli_group(c))
+		return parked_group_ask(c, "retry");
+	rc = only_of_a_group(c);
+	if (rc != PR_EX_OK)
+		return rc;
 	if (!cli_has(c, "key"))
 		return usage(c, "which key? give --key (and --topic); `postrider parked release` does many");
 	return ask_relay(c, "retry", NULL, cli_str(c, "topic"), cli_str(c, "key"));
@@ -573,7 +656,13 @@ int verb_parked_retry(struct cli *c)
 int verb_parked_skip(struct cli *c)
 {
 	const char *id = cli_str(c, "id"), *key = cli_str(c, "key");
+	int rc;
 
+	if (cli_group(c))
+		return parked_group_ask(c, "skip");
+	rc = only_of_a_group(c);
+	if (rc != PR_EX_OK)
+		return rc;
 	if ((id != NULL) == (key != NULL))
 		return usage(c, "which event? give --id, or --key (and --topic) for the first of a key");
 	return ask_relay(c, "skip", id, cli_str(c, "topic"), key);
@@ -581,6 +670,13 @@ int verb_parked_skip(struct cli *c)
 
 int verb_parked_release(struct cli *c)
 {
+	int rc;
+
+	if (cli_group(c))
+		return parked_group_ask(c, "retry");
+	rc = only_of_a_group(c);
+	if (rc != PR_EX_OK)
+		return rc;
 	if (cli_has(c, "all") == cli_has(c, "topic"))
 		return usage(c, "which keys? give --topic or --all");
 	return ask_relay(c, "retry", NULL, cli_str(c, "topic"), NULL);

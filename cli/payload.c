@@ -129,3 +129,30 @@ void cli_payload(FILE *f, const char *s, size_t n, size_t most, int indent)
 			f, "%*s... cut here, it has %zu bytes: --raw writes all of it\n", indent, "", n);
 	pr_buf_free(&b);
 }
+
+void cli_json_payload(cJSON *o, const char *s, size_t n)
+{
+	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+	struct pr_buf b = { 0 };
+
+	if (!s) {
+		(void)cJSON_AddNullToObject(o, "payload");
+		return;
+	}
+	if (pr_json_text(s, n)) {
+		cli_json_indent(&b, s, n, 1);
+		(void)cJSON_AddRawToObject(o, "payload", b.s);
+		pr_buf_free(&b);
+		return;
+	}
+	for (size_t i = 0; i < n; i += 3) {
+		unsigned v = 0, left = n - i < 3 ? (unsigned)(n - i) : 3;
+
+		for (unsigned k = 0; k < 3; k++)
+			v = v << 8 | (k < left ? (unsigned char)s[i + k] : 0);
+		pr_buf_printf(&b, "%c%c%c%c", digits[v >> 18], digits[v >> 12 & 63],
+			left > 1 ? digits[v >> 6 & 63] : '=', left > 2 ? digits[v & 63] : '=');
+	}
+	(void)cJSON_AddStringToObject(o, "payload_base64", b.s ? b.s : "");
+	pr_buf_free(&b);
+}

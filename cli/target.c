@@ -15,12 +15,20 @@
 #define DEFAULT_URL "http://127.0.0.1:9470"
 
 /* Not every verb has every option; one it does not have was not given. */
-static const char *option(const struct cli *c, const char *name)
+const char *cli_option(const struct cli *c, const char *name)
 {
 	for (const struct cli_opt *o = c->verb->opts; o->name; o++)
 		if (strcmp(o->name, name) == 0)
 			return cli_str(c, name);
 	return NULL;
+}
+
+int cli_given(const struct cli *c, const char *name)
+{
+	for (const struct cli_opt *o = c->verb->opts; o->name; o++)
+		if (strcmp(o->name, name) == 0)
+			return cli_has(c, name);
+	return 0;
 }
 
 static const char *env(const char *name)
@@ -66,11 +74,11 @@ static int load(struct cli *c, const char *file, const char *const *set, size_t 
 
 int cli_target(struct cli *c, struct pr_err *err)
 {
-	const char *file = option(c, "config"), **set;
+	const char *file = cli_option(c, "config"), **set;
 	int n = 0, rc;
 
 	if (!file) {
-		if (option(c, "set"))
+		if (cli_option(c, "set"))
 			return cli_usage(err, "--set changes the file of -c: give one");
 		return 0;
 	}
@@ -84,7 +92,7 @@ int cli_target(struct cli *c, struct pr_err *err)
 
 const char *cli_conninfo(const struct cli *c)
 {
-	const char *s = option(c, "conninfo");
+	const char *s = cli_option(c, "conninfo");
 
 	if (s)
 		return s;
@@ -104,7 +112,7 @@ int cli_conninfo_given(const struct cli *c)
 
 const char *cli_brokers(const struct cli *c)
 {
-	const char *s = option(c, "brokers");
+	const char *s = cli_option(c, "brokers");
 
 	if (s)
 		return s;
@@ -122,7 +130,7 @@ const struct pr_strs *cli_properties(const struct cli *c)
 
 const char *cli_group(const struct cli *c)
 {
-	const char *s = option(c, "group");
+	const char *s = cli_option(c, "group");
 
 	if (s)
 		return s;
@@ -131,7 +139,7 @@ const char *cli_group(const struct cli *c)
 
 const char *cli_name(const struct cli *c)
 {
-	const char *s = option(c, "name");
+	const char *s = cli_option(c, "name");
 
 	if (s)
 		return s;
@@ -165,7 +173,7 @@ static char *url_of_listen(const char *listen)
 
 char *cli_url(const struct cli *c)
 {
-	const char *s = option(c, "url");
+	const char *s = cli_option(c, "url");
 	char *url;
 
 	if (!s && c->loaded && c->conf.http.listen)
@@ -211,6 +219,21 @@ const char *cli_cell(const PGresult *res, int row, int col)
 int64_t cli_cell_int(const PGresult *res, int row, int col)
 {
 	return PQgetisnull(res, row, col) ? 0 : strtoll(PQgetvalue(res, row, col), NULL, 10);
+}
+
+char *cli_cell_bytes(const PGresult *res, int row, int col, size_t *ret_len)
+{
+	const char *hex = cli_cell(res, row, col);
+	unsigned char *raw = hex ? PQunescapeBytea((const unsigned char *)hex, ret_len) : NULL;
+	char *copy = NULL;
+
+	if (raw) {
+		copy = pr_malloc(*ret_len + 1);
+		memcpy(copy, raw, *ret_len);
+		copy[*ret_len] = '\0';
+		PQfreemem(raw);
+	}
+	return copy;
 }
 
 int cli_confirmed(const struct cli *c, struct pr_err *err, const char *fmt, ...)

@@ -158,6 +158,7 @@ CREATE TABLE inbox.parked (
 	attempts integer NOT NULL DEFAULT 0,
 	due_at timestamptz,
 	parked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	failed_at timestamptz,
 	request text CHECK (request IN ('retry', 'skip')),
 	requested_at timestamptz,
 	requested_by text,
@@ -171,6 +172,7 @@ CREATE INDEX parked_key ON inbox.parked
 	("group", topic, partition, substring(key_bytes FROM 1 FOR 100), message_offset) WHERE blocking;
 COMMENT ON COLUMN inbox.parked.lane_hash IS 'it belongs to lane (lane_hash & 2147483647) % lane_count';
 COMMENT ON COLUMN inbox.parked.due_at IS 'when it is tried next; NULL: it waits behind another of its key';
+COMMENT ON COLUMN inbox.parked.failed_at IS 'when a try that was counted before failed and said so; NULL: none since it is here';
 COMMENT ON COLUMN inbox.parked.dead_letter IS 'the dead letter it is another try of';
 
 CREATE TABLE inbox.dead_letter (
@@ -204,6 +206,7 @@ CREATE TABLE inbox.dead_letter (
 );
 CREATE INDEX dead_letter_state ON inbox.dead_letter ("group", state, entry);
 CREATE INDEX dead_letter_unpublished ON inbox.dead_letter ("group", entry) WHERE published_at IS NULL AND state = 'dead';
+CREATE INDEX dead_letter_retry_of ON inbox.dead_letter (retry_of) WHERE retry_of IS NOT NULL;
 COMMENT ON COLUMN inbox.dead_letter.state IS
 	'dead: waits for a decision; retrying: a copy is in inbox.parked; retried: that copy ended; dropped: given up';
 COMMENT ON COLUMN inbox.dead_letter.retry_of IS 'the dead letter whose other try failed again and became this one';
@@ -677,6 +680,7 @@ RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_
 BEGIN
 	UPDATE inbox.parked AS p SET class = parked_failed.class, code = parked_failed.code, reason = parked_failed.reason,
 		attempts = parked_failed.attempts,
+		failed_at = CASE WHEN p.attempts = parked_failed.attempts THEN clock_timestamp() ELSE p.failed_at END,
 		due_at = clock_timestamp() + CASE WHEN p.request = 'skip' THEN interval '0' ELSE coalesce(delay, interval '0') END,
 		request = CASE WHEN p.request = 'skip' THEN p.request END,
 		requested_at = CASE WHEN p.request = 'skip' THEN p.requested_at END,
@@ -950,6 +954,33 @@ BEGIN
 END
 $$;
 
+-- The same for just these entries, of any group: what an operator has looked at, and not what stands in its place by
+-- now. Those that are gone, or wait behind another, are left out. Returns how many were asked.
+CREATE FUNCTION inbox.parked_request(entries bigint[], what text, by text DEFAULT session_user) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	n bigint;
+BEGIN
+	IF entries IS NULL OR what IS NULL OR what NOT IN ('retry', 'skip') THEN
+		PERFORM inbox.refuse_arguments(format('parked messages cannot be asked to %s', coalesce(quote_literal(what), 'NULL')),
+			'Give entries of inbox.parked, and say retry or skip.');
+	END IF;
+	WITH taken AS MATERIALIZED (
+		SELECT p.entry, p."group" FROM inbox.parked AS p WHERE p.entry = ANY (entries) AND p.due_at IS NOT NULL
+		ORDER BY p.entry FOR UPDATE
+	), asked AS (
+		UPDATE inbox.parked AS p SET request = what, requested_at = clock_timestamp(),
+			requested_by = parked_request.by, due_at = least(p.due_at, clock_timestamp())
+		FROM taken AS t WHERE p.entry = t.entry
+	), woken AS (
+		UPDATE inbox.consumer AS c SET request = c.request + 1 WHERE c."group" IN (SELECT t."group" FROM taken AS t)
+	)
+	SELECT count(*) INTO n FROM taken;
+	RETURN n;
+END
+$$;
+
 -- Tries dead letters again: copies go to inbox.parked, due one after the other at rate per second (NULL: all at
 -- once), in the order of entries. Only those that are dead; returns how many.
 CREATE FUNCTION inbox.dlq_retry(entries bigint[], rate numeric DEFAULT NULL, by text DEFAULT session_user)
@@ -1024,44 +1055,57 @@ END
 $$;
 
 -- A new dead letter in the place of one, with what is not NULL exchanged, and an id of its own: it is another
--- message. The old one is dropped; links both ways. Returns the new entry, which is then to be retried.
+-- message. clear names what shall be NULL: 'payload' (a tombstone), 'key'. The old one is dropped; links both
+-- ways. Returns the new entry, which is then to be retried.
 -- It stays in the lane of the old one, also under another key: retried dead letters have no order anyway.
-CREATE FUNCTION inbox.dlq_edit(entry bigint, payload bytea, headers jsonb, key text, by text DEFAULT session_user)
-RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION inbox.dlq_edit(entry bigint, payload bytea, headers jsonb, key text, by text DEFAULT session_user,
+	clear text[] DEFAULT '{}') RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	old inbox.dead_letter;
+	new inbox.dead_letter;
 	chosen uuid := outbox.uuid7();
-	made bigint;
 BEGIN
 	IF jsonb_typeof(dlq_edit.headers) <> 'object' THEN
 		PERFORM inbox.refuse_arguments(format('headers is a JSON %s, not an object', jsonb_typeof(dlq_edit.headers)),
 			'Write headers as {"name": "value"}; NULL keeps those that are there.');
 	END IF;
+	IF clear IS NULL OR NOT clear <@ '{payload,key}' OR dlq_edit.payload IS NOT NULL AND 'payload' = ANY (clear)
+		OR dlq_edit.key IS NOT NULL AND 'key' = ANY (clear) THEN
+		PERFORM inbox.refuse_arguments(format('%s cannot be cleared', coalesce(clear::text, 'NULL')),
+			'Only payload and key can be, and not together with a new one.');
+	END IF;
 	SELECT d.* INTO old FROM inbox.dead_letter AS d WHERE d.entry = dlq_edit.entry FOR UPDATE;
 	IF NOT FOUND OR old.state <> 'dead' THEN
 		PERFORM inbox.refuse_entry(dlq_edit.entry, old.state);
 	END IF;
+	new := old;
+	new.headers := coalesce(dlq_edit.headers, old.headers);
+	IF dlq_edit.key IS NOT NULL OR 'key' = ANY (clear) THEN
+		new.key := dlq_edit.key;
+		new.key_bytes := convert_to(dlq_edit.key, 'UTF8');
+	END IF;
+	IF dlq_edit.payload IS NOT NULL OR 'payload' = ANY (clear) THEN
+		new.payload := dlq_edit.payload;
+		new.payload_hash := NULL;
+	END IF;
 	INSERT INTO inbox.dead_letter ("group", topic, partition, message_offset, lane_hash, key, key_bytes, id, message_id,
 		type, headers, payload, "time", payload_hash, class, code, reason, attempts, first_failed_at, edited_from, note)
-	VALUES (old."group", old.topic, old.partition, old.message_offset, old.lane_hash, coalesce(dlq_edit.key, old.key),
-		coalesce(convert_to(dlq_edit.key, 'UTF8'), old.key_bytes), chosen::text, chosen,
-		coalesce(dlq_edit.headers ->> 'type', old.type),
-		coalesce(dlq_edit.headers, old.headers) || jsonb_build_object('id', chosen),
-		coalesce(dlq_edit.payload, old.payload), old."time",
-		CASE WHEN dlq_edit.payload IS NULL THEN old.payload_hash END, old.class, old.code, old.reason, old.attempts,
-		old.first_failed_at, old.entry, old.note)
-	RETURNING entry INTO made;
-	UPDATE inbox.dead_letter AS d SET state = 'dropped', edited_to = made WHERE d.entry = old.entry;
+	VALUES (old."group", old.topic, old.partition, old.message_offset, old.lane_hash, new.key, new.key_bytes,
+		chosen::text, chosen, coalesce(dlq_edit.headers ->> 'type', old.type),
+		new.headers || jsonb_build_object('id', chosen), new.payload, old."time", new.payload_hash, old.class, old.code,
+		old.reason, old.attempts, old.first_failed_at, old.entry, old.note)
+	RETURNING entry INTO new.entry;
+	UPDATE inbox.dead_letter AS d SET state = 'dropped', edited_to = new.entry WHERE d.entry = old.entry;
 	INSERT INTO inbox.dead_letter_log (entry, by, what, detail)
-	SELECT e, dlq_edit.by, 'edit', jsonb_build_object('from', old.entry, 'to', made,
+	SELECT e, dlq_edit.by, 'edit', jsonb_build_object('from', old.entry, 'to', new.entry,
 		'before', jsonb_build_object('id', old.id, 'key', old.key, 'headers', old.headers,
 			'payload_bytes', octet_length(old.payload)),
-		'after', jsonb_build_object('id', chosen, 'key', coalesce(dlq_edit.key, old.key),
-			'headers', coalesce(dlq_edit.headers, old.headers),
-			'payload_bytes', octet_length(coalesce(dlq_edit.payload, old.payload))))
-	FROM unnest(ARRAY[old.entry, made]) AS e;
-	RETURN made;
+		'after', jsonb_build_object('id', chosen, 'key', new.key, 'headers', new.headers,
+			'payload_bytes', octet_length(new.payload)))
+	FROM unnest(ARRAY[old.entry, new.entry]) AS e;
+	RETURN new.entry;
 END
 $$;
 
@@ -1219,9 +1263,9 @@ TO inbox_consumer;
 GRANT EXECUTE ON FUNCTION inbox.stats(text) TO inbox_consumer, inbox_operator;
 GRANT EXECUTE ON FUNCTION
 	inbox.request(text), inbox.pause(text, text), inbox.resume(text, text), inbox.set_lanes(text, integer),
-	inbox.parked_request(text, text, integer, text, text, text),
+	inbox.parked_request(text, text, integer, text, text, text), inbox.parked_request(bigint[], text, text),
 	inbox.dlq_retry(bigint[], numeric, text), inbox.dlq_drop(bigint[], text, text),
-	inbox.dlq_edit(bigint, bytea, jsonb, text, text), inbox.dlq_note(bigint, text, text),
+	inbox.dlq_edit(bigint, bytea, jsonb, text, text, text[]), inbox.dlq_note(bigint, text, text),
 	inbox.replay_new(text, text[], integer[], bigint[], bigint[], text, text),
 	inbox.replay_pause(bigint, text), inbox.replay_resume(bigint, text), inbox.replay_cancel(bigint, text)
 TO inbox_operator;

@@ -2,6 +2,5 @@
 -- come of it. A state and, when the other try failed too, the dead letter it ended as.
 SELECT d.entry, d.state, n.entry, n.class, n.code, n.reason
 FROM inbox.dead_letter AS d
-LEFT JOIN (SELECT f.entry, f.retry_of, f.class, f.code, f.reason FROM inbox.dead_letter AS f WHERE f.entry > $2::bigint) AS n
-	ON n.retry_of = d.entry
+LEFT JOIN inbox.dead_letter AS n ON n.retry_of = d.entry AND n.entry > $2::bigint
 WHERE d.entry = ANY ($1::bigint[]) ORDER BY d.entry

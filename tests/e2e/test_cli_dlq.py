@@ -296,6 +296,29 @@ def test_edit_headers_and_key(db, dlq):
     assert dlq("edit", got["made"], "--no-header", "junk").returncode == 2
 
 
+def test_edit_takes_payload_and_key_away(db, dlq):
+    """A handler that cannot do with a payload may do with a tombstone; --payload of nothing is an empty one."""
+    a, b = bury(db, 2)
+    done = dlq("edit", str(a), "--tombstone", "--dry-run", check=True)
+    assert '-   "n": 1' in done.stdout and "tombstone" in done.stdout and len(states(db)) == 2
+    got = json.loads(dlq("edit", str(a), "--tombstone", "--json", check=True).stdout)
+    assert got["changed"] and got["id"]
+    shown = json.loads(dlq("show", str(got["made"]), "--json", check=True).stdout)
+    assert (shown["payload"], shown["key"], shown["edited_from"]) == (None, "42", a)
+    done = dlq("edit", str(got["made"]), "--tombstone", "--key", "42", check=True)
+    assert "nothing is different" in done.stderr
+    done = dlq("edit", str(b), "--no-key", "--header", "by=me", check=True)
+    assert "-key: 42" in done.stdout and "+no key" in done.stdout
+    key, key_bytes, payload = db.query("SELECT key, key_bytes, payload FROM inbox.dead_letter WHERE edited_from = %s", (b,))[0]
+    assert (key, key_bytes, bytes(payload)) == (None, None, b'{"n": 1}')
+    entry, = bury(db, 1)
+    for args in (["--tombstone", "--payload", "-"], ["--no-key", "--key", "x"]):
+        done = dlq("edit", str(entry), *args)
+        assert done.returncode == 2 and "not both" in done.stderr
+    empty = json.loads(dlq("edit", str(entry), "--payload", "/dev/null", "--bytes", "--json", check=True).stdout)
+    assert bytes(db.one("SELECT payload FROM inbox.dead_letter WHERE entry = %s", (empty["made"],))) == b""
+
+
 def test_edit_refuses(db, dlq, tmp_path):
     entry, = bury(db, 1)
     done = dlq("edit", entry)

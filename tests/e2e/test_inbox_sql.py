@@ -5,6 +5,7 @@ Needs Postgres only. Refuses to look into the consumer: what it does with these 
 """
 import contextlib
 import json
+import os
 import random
 import threading
 import time
@@ -13,6 +14,7 @@ import uuid
 import psycopg2
 import pytest
 
+import servers
 from wait import wait_until
 
 G = "seat"
@@ -756,6 +758,38 @@ def test_edit_makes_another_message(db):
     assert refused(db.query, "SELECT inbox.dlq_edit(%s, 'x', '[1]', NULL)", (c,))[0] == "22023"
 
 
+def test_edit_clears(db):
+    """A tombstone, and no key: NULL says that it stays."""
+    a = bury(db, 1)
+    b = db.one("SELECT inbox.dlq_edit(%s, NULL, NULL, NULL, clear => '{payload}')", (a,))
+    now = "SELECT key, convert_from(key_bytes, 'UTF8'), convert_from(payload, 'UTF8'), payload_hash FROM inbox.dead_letter WHERE entry = %s"
+    assert db.query(now, (b,)) == [("k", "k", None, None)] and log(db, b)[0][2]["after"]["payload_bytes"] is None
+    c = db.one("SELECT inbox.dlq_edit(%s, 'x', NULL, NULL, clear => '{key}')", (b,))
+    assert db.query(now, (c,)) == [(None, None, "x", None)] and log(db, c)[0][2]["after"]["key"] is None
+    d = db.one("SELECT inbox.dlq_edit(%s, NULL, NULL, NULL, 'ann', '{key,payload}')", (c,))
+    assert db.query(now, (d,)) == [(None, None, None, None)]
+    assert db.one("SELECT inbox.dlq_retry(%s)", ([d],)) == 1
+    assert db.query("SELECT key_bytes, payload FROM inbox.parked") == [(None, None)]
+    e = bury(db, 2)
+    for args in ("'x', NULL, NULL, clear => '{payload}'", "NULL, NULL, 'k2', clear => '{key}'", "NULL, NULL, NULL, clear => '{id}'",
+                 "NULL, NULL, NULL, clear => NULL"):
+        assert refused(db.query, f"SELECT inbox.dlq_edit({e}, {args})")[0] == "22023", args
+    assert states(db)[e] == "dead"
+
+
+def test_what_became_of_a_retry_is_found_by_an_index(db):
+    """The operator's tool asks ten times a second what became of its retries, among a million dead letters."""
+    with open(os.path.join(servers.ROOT, "db/queries/cli_dlq_states.sql"), encoding="ascii") as f:
+        sql = f.read().replace("$1", "%(entries)s").replace("$2", "%(after)s")
+    db.query("INSERT INTO inbox.dead_letter (\"group\", topic, partition, message_offset, lane_hash, retry_of) "
+             "SELECT 'g', 't', 0, n, 7, CASE WHEN n % 2 = 0 THEN n - 1 END FROM generate_series(1, 20000) AS n")
+    db.query("ANALYZE inbox.dead_letter")
+    with contextlib.closing(db.connect()) as c:
+        args = {"entries": [5, 7], "after": 5}
+        assert run(c, sql, args) == [(5, "dead", 6, None, None, None), (7, "dead", 8, None, None, None)]
+        assert "dead_letter_retry_of" in str(run(c, "EXPLAIN " + sql, args))
+
+
 def test_operators_at_the_same_time(db):
     claim(db)
     made = [bury(db, n) for n in range(200)]
@@ -784,11 +818,30 @@ def test_skipping_and_retrying_what_is_parked(db):
     assert log(db, dropped)[0][:2] == ("ann", "skip")
     for bad in ("burn", None):
         assert refused(db.query, ask, (G, "k", bad))[0] == "22023"
+    for bad in ("burn", None):
+        assert refused(db.query, "SELECT inbox.parked_request('{1}', %s)", (bad,))[0] == "22023"
     dead = bury(db, 9, key="d")
     db.query("SELECT inbox.dlq_retry(%s, 0.0001)", ([dead],))
     assert db.one(ask, (G, "d", "skip")) == 1
     assert db.one("SELECT inbox.skip(entry) FROM inbox.parked WHERE dead_letter = %s", (dead,)) == dead
     assert states(db)[dead] == "dropped"
+
+
+def test_a_try_that_failed_is_told_from_one_under_way(db):
+    """Each try is counted before it is made by the same function: only what comes of it is a failure."""
+    claim(db)
+    head = park(db, 1)
+    at, fail = "SELECT failed_at FROM inbox.parked", "SELECT inbox.parked_failed(%s, 'http', '503', 'x', %s, '1 hour')"
+    before = db.one("SELECT attempts FROM inbox.parked")
+    db.query(fail, (head, before + 1))
+    assert db.one(at) is None
+    db.query(fail, (head, before + 1))
+    first = db.one(at)
+    assert first is not None
+    db.query(fail, (head, before + 2))
+    assert db.one(at) == first
+    db.query(fail, (head, before + 2))
+    assert db.one(at) > first
 
 
 def test_publishing_to_the_topic_is_noted_once(db):
@@ -891,7 +944,7 @@ def test_consumer_role_does_its_work_and_nothing_else(db):
             "INSERT INTO inbox.seen VALUES ('g', gen_random_uuid(), 1, 1)", "UPDATE inbox.consumer SET paused_at = NULL",
             "SELECT inbox.pause('seat')", "SELECT inbox.dlq_drop('{1}', 'n')", "SELECT inbox.dlq_retry('{1}')",
             "SELECT inbox.replay_new('seat', '{t}', '{0}', '{0}', '{1}')", "SELECT inbox.request('seat')",
-            "SELECT inbox.parked_request('seat', 't', 0, 'k', 'skip')", "SELECT inbox.gone('x', 1)",
+            "SELECT inbox.parked_request('seat', 't', 0, 'k', 'skip')", "SELECT inbox.parked_request('{1}', 'skip')", "SELECT inbox.gone('x', 1)",
             "SELECT inbox.replay_change(1, '{running}', 'done', 'x')", "SELECT * FROM outbox.event",
             "SELECT outbox.publish('a', 'b', 'c', '{}')", "SELECT * FROM business", "CREATE TABLE inbox.mine (i int)",
         ):
@@ -905,6 +958,7 @@ def test_operator_role_asks_and_decides(db):
             run(c, f"SELECT * FROM inbox.{table}")
         for sql in ("SELECT inbox.pause('seat')", "SELECT inbox.resume('seat')", "SELECT inbox.request('seat')",
                     "SELECT inbox.set_lanes('seat', NULL)", "SELECT inbox.parked_request('seat', 't', 0, 'k', 'retry')",
+                    "SELECT inbox.parked_request('{1,2}', 'retry')",
                     "SELECT inbox.dlq_edit(1, 'y', NULL, NULL)", "SELECT inbox.dlq_retry('{2}', 5)", "SELECT inbox.dlq_drop('{3}', 'n')",
                     "SELECT inbox.dlq_note(1, 'n')", "SELECT inbox.replay_new('seat', '{t}', '{0}', '{0}', '{9}')",
                     "SELECT inbox.replay_pause(1)", "SELECT inbox.replay_resume(1)", "SELECT inbox.replay_cancel(1)",
