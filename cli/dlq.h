@@ -53,6 +53,8 @@ int dlq_which(const struct cli *c, int all, int64_t **ret, int *ret_n, struct pr
 int dlq_all_dead(struct pr_pg *pg, const int64_t *v, int n, struct pr_err *err) PR_MUSTCHECK; /* or refuses */
 void dlq_put_array(struct pr_buf *b, const int64_t *v, int n);                                /* "{1,2}" */
 
+#define DLQ_SHOWN_BYTES 65536 /* of a payload on the screen */
+
 /* dlq_show.c. Columns of db/queries/cli_dlq_show.sql. */
 enum {
 	L_ENTRY,
@@ -109,7 +111,8 @@ void dlq_fact_of(const struct dlq_scan *s, struct dlq_fact *ret);
 int dlq_count(const struct cli *c, struct pr_pg *pg, int64_t through, struct dlq_causes *causes,
 	struct pr_err *err) PR_MUSTCHECK;
 
-/* dlq_topic.c: `dlq list --from-topic`. */
+/* dlq_topic.c: with --from-topic. */
 int dlq_list_topic(struct cli *c);
+int dlq_show_topic(struct cli *c);
 
 #endif

@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SHOWN_BYTES 65536 /* of a payload on the screen */
-
 static const struct {
 	const char *name;
 	int number;
@@ -158,7 +156,7 @@ static void show_text(const PGresult *res, const PGresult *history, const char *
 	put_links(res);
 	put_headers(res);
 	(void)printf("\n  %spayload%s\n", cli_on(stdout, CLI_DIM), cli_off(stdout));
-	cli_payload(stdout, payload, n, SHOWN_BYTES, 4);
+	cli_payload(stdout, payload, n, DLQ_SHOWN_BYTES, 4);
 	put_history(history);
 	free(state);
 }
@@ -174,6 +172,8 @@ int verb_dlq_show(struct cli *c)
 	size_t n = 0;
 	int rc = PR_EX_OK;
 
+	if (cli_has(c, "from-topic"))
+		return dlq_show_topic(c);
 	if (dlq_entry(c->args[0], &entry, &err) < 0 || cli_connect_outbox(c, &pg, &err) < 0 ||
 		!(res = dlq_read(pg, entry, &err)) ||
 		!(history = pr_pg_exec(pg, sql_cli_dlq_history, 1, params, &err))) {

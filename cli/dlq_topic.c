@@ -1,8 +1,9 @@
-/* cli/dlq_topic.c -- `postrider dlq list --from-topic`: a dead-letter topic that others wrote,
- * grouped as our own. Understands the headers of Spring (kafka_dlt-*) and of Kafka Connect
+/* cli/dlq_topic.c -- `postrider dlq list` and `show` with --from-topic: a dead-letter topic that others
+ * wrote, grouped as our own. Understands the headers of Spring (kafka_dlt-*) and of Kafka Connect
  * (__connect.errors.*). Only reads; what it does not understand is listed as unknown. */
 #include "cli/dlq.h"
 #include "lib/clock.h"
+#include "lib/json.h"
 #include "lib/policy.h"
 
 #include <ctype.h>
@@ -205,7 +206,7 @@ static void add_number(cJSON *o, const char *name, const char *s)
 		(void)cJSON_AddNullToObject(o, name);
 }
 
-static void one_json(const struct letter *l)
+static cJSON *as_json(const struct letter *l)
 {
 	cJSON *o = cJSON_CreateObject();
 	char cause[9];
@@ -224,7 +225,7 @@ static void one_json(const struct letter *l)
 	add(o, "reason", l->reason);
 	add(o, "buried_at", *l->at ? l->at : NULL);
 	add(o, "cause", cause);
-	cli_json_free_line(o);
+	return o;
 }
 
 static void one_row(struct cli_table *t, const struct letter *l)
@@ -260,7 +261,7 @@ static int on_record(void *ctx, const rd_kafka_message_t *m)
 	} else if (wanted(r->c, &l)) {
 		r->more = r->shown == r->limit;
 		if (!r->more && cli_has(r->c, "json"))
-			one_json(&l);
+			cli_json_free_line(as_json(&l));
 		else if (!r->more)
 			one_row(&r->table, &l);
 		r->shown += !r->more;
@@ -301,6 +302,161 @@ int dlq_list_topic(struct cli *c)
 	else
 		finish(&r);
 	dlq_causes_free(r.causes);
+	cli_topic_close(&t);
+	return rc;
+}
+
+/* ---- show ---- */
+
+struct showing {
+	const struct cli *c;
+	int found;
+};
+
+/* A header's value as JSON: text, or what is no text in hexadecimal. */
+static void add_header(cJSON *list, const char *name, const void *value, size_t n)
+{
+	cJSON *o = cJSON_CreateObject();
+	struct pr_buf b = { 0 };
+
+	pr_buf_puts(&b, "");
+	add(o, "name", name);
+	if (value && !pr_utf8_text(value, n)) {
+		for (size_t i = 0; i < n; i++)
+			pr_buf_printf(&b, "%02x", ((const unsigned char *)value)[i]);
+		add(o, "value_hex", b.s);
+	} else {
+		pr_buf_put(&b, value ? value : "", value ? n : 0);
+		add(o, "value", value ? b.s ? b.s : "" : NULL);
+	}
+	pr_buf_free(&b);
+	(void)cJSON_AddItemToArray(list, o);
+}
+
+static void show_json(const struct letter *l, const rd_kafka_message_t *m)
+{
+	cJSON *o = as_json(l), *list = cJSON_CreateArray();
+	rd_kafka_headers_t *h = NULL;
+	const char *name;
+	const void *value;
+	size_t n;
+
+	(void)rd_kafka_message_headers(m, &h);
+	for (size_t i = 0; h && !rd_kafka_header_get_all(h, i, &name, &value, &n); i++)
+		add_header(list, name, value, n);
+	(void)cJSON_AddItemToObject(o, "headers", list);
+	cli_json_payload(o, m->payload, m->len);
+	cli_json_free_line(o);
+}
+
+static void line(const char *name, const char *text)
+{
+	(void)printf("  %s%-9s%s", cli_on(stdout, CLI_DIM), name, cli_off(stdout));
+	cli_text(stdout, text && *text ? text : "-", 11, 13);
+}
+
+static void show_headers(const rd_kafka_message_t *m)
+{
+	rd_kafka_headers_t *h = NULL;
+	const char *name;
+	const void *value;
+	size_t n;
+
+	(void)rd_kafka_message_headers(m, &h);
+	if (h)
+		(void)printf("\n  %sheaders%s\n", cli_on(stdout, CLI_DIM), cli_off(stdout));
+	for (size_t i = 0; h && !rd_kafka_header_get_all(h, i, &name, &value, &n); i++) {
+		(void)fputs("    ", stdout);
+		cli_safe(stdout, name, strlen(name));
+		(void)fputs(": ", stdout);
+		cli_safe(stdout, value ? value : "", value ? n : 0);
+		(void)fputc('\n', stdout);
+	}
+}
+
+static void show_text(const struct letter *l, const rd_kafka_message_t *m)
+{
+	char *record = pr_asprintf("%s, partition %s, offset %s, key %s", l->topic ? l->topic : "?",
+		l->partition ? l->partition : "?", l->offset ? l->offset : "?", l->key ? l->key : "-");
+	char *failure = pr_asprintf("%s%s%s", l->cls, l->code ? ":" : "", l->code ? l->code : "");
+
+	(void)printf("%srecord %s%s\n", cli_on(stdout, CLI_BOLD), l->entry, cli_off(stdout));
+	line("group", l->group);
+	line("from", record);
+	line("type", l->type);
+	line("id", l->id);
+	line("failure", failure);
+	line("reason", l->reason);
+	line("when", l->at);
+	show_headers(m);
+	(void)printf("\n  %spayload%s\n", cli_on(stdout, CLI_DIM), cli_off(stdout));
+	cli_payload(stdout, m->payload, m->len, DLQ_SHOWN_BYTES, 4);
+	free(record);
+	free(failure);
+}
+
+static int on_shown(void *ctx, const rd_kafka_message_t *m)
+{
+	struct showing *s = ctx;
+	struct letter l;
+
+	s->found = 1;
+	letter_of(&l, m);
+	if (cli_has(s->c, "raw"))
+		(void)fwrite(m->payload ? m->payload : "", 1, m->payload ? m->len : 0, stdout);
+	else if (cli_has(s->c, "json"))
+		show_json(&l, m);
+	else
+		show_text(&l, m);
+	letter_release(&l);
+	return 1;
+}
+
+/* "2:17" as `dlq list --from-topic ... --all` names it. */
+static int parse_entry(const char *text, int64_t *ret_partition, int64_t *ret_offset, struct pr_err *err)
+{
+	char rest;
+
+	if (isdigit((unsigned char)*text) && strlen(text) < 30 &&
+		sscanf(text, "%" SCNd64 ":%" SCNd64 "%c", ret_partition, ret_offset, &rest) == 2 &&
+		*ret_partition <= INT32_MAX && *ret_offset >= 0 && *ret_offset < INT64_MAX)
+		return 0;
+	return cli_usage(
+		err, "\"%.80s\" is not partition:offset, as `dlq list --from-topic` names records", text);
+}
+
+int dlq_show_topic(struct cli *c)
+{
+	struct showing s = { .c = c };
+	struct cli_topic t = { 0 };
+	struct pr_err err = { 0 };
+	int64_t partition, offset, *from = NULL, *to = NULL;
+	int rc = PR_EX_OK;
+
+	if (parse_entry(c->args[0], &partition, &offset, &err) < 0 ||
+		cli_topic_open(c, cli_str(c, "from-topic"), &t, &err) < 0) {
+		rc = cli_failed(c, &err);
+		goto out;
+	}
+	from = pr_calloc((size_t)t.partitions + 1, sizeof(*from));
+	to = pr_calloc((size_t)t.partitions + 1, sizeof(*to));
+	for (int i = 0; i < t.partitions; i++)
+		from[i] = to[i] = t.lo[i];
+	if (partition < t.partitions && offset >= t.lo[partition] && offset < t.hi[partition]) {
+		from[partition] = offset;
+		to[partition] = offset + 1;
+		if (cli_topic_read(c, &t, from, to, on_shown, &s, &err) < 0)
+			rc = cli_failed(c, &err);
+	}
+	if (rc == PR_EX_OK && !s.found) {
+		(void)pr_fail(&err, PR_REJECT, "topic %s has no record %s", t.name, c->args[0]);
+		err.exit = PR_EX_NOT_FOUND;
+		(void)pr_hint(&err, "`postrider dlq list --all --from-topic ...` shows what there is");
+		rc = cli_fail(&err);
+	}
+out:
+	free(from);
+	free(to);
 	cli_topic_close(&t);
 	return rc;
 }

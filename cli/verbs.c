@@ -392,14 +392,19 @@ const struct cli_verb cli_verbs[] = {
   .does = "one dead letter: headers, payload, failure and history",
   .doc =
   "The payload is indented when it is JSON, and dumped in hexadecimal when it is not. The history names every act: "
-  "what, when, by whom, before and after.",
+  "what, when, by whom, before and after.\n\n"
+  "--from-topic reads the record of a dead-letter topic instead; ENTRY is then partition:offset, as `dlq list "
+  "--from-topic` names it.",
   .json = "object: entry, group, topic, partition, offset, key, id, message_id, type, class, code, reason, attempts, "
           "state, edited_from, edited_to, note, time (of the record), first_failed_at, buried_at, published_at, headers, "
-          "payload (or payload_base64), history [{at, by, what, detail}]",
-  .examples = "postrider dlq show 17\npostrider dlq show 17 --raw > payload",
+          "payload (or payload_base64), history [{at, by, what, detail}]. Of a topic: as `dlq list --all`, and headers "
+          "[{name, value (or value_hex)}], payload",
+  .examples = "postrider dlq show 17\npostrider dlq show 17 --raw > payload\n"
+              "postrider dlq show 2:17 --from-topic orders.DLT --brokers 127.0.0.1:9092",
   .opts = OPTIONS(
 	{ .name = "raw", .type = CLI_FLAG, .doc = "write the payload's bytes and nothing else" },
-	DATABASE, JSON, TIMEOUT) },
+	{ .name = "from-topic", .arg = "TOPIC", .type = CLI_TOPIC, .doc = "a record of this dead-letter topic" },
+	DATABASE, BROKERS, JSON, TIMEOUT) },
 
 { .name = "dlq edit", .group = CONSUMER, .args = "ENTRY", .min_args = 1, .max_args = 1, .run = verb_dlq_edit,
   .does = "mend a dead letter's payload, headers or key; makes a new one",

@@ -217,6 +217,7 @@ BAD = [
     (["drop"], "which dead letters"),
     (["drop", "-g", "seat", "--yes"], "which dead letters"),
     (["note", "1"], "operand is missing"),
+    (["show", "17", "--from-topic", "t"], "is not partition:offset"),
     (["list", "--from-topic", "t"], "which Kafka"),
 ]
 
@@ -308,7 +309,7 @@ def test_edit_takes_payload_and_key_away(db, dlq):
     done = dlq("edit", str(got["made"]), "--tombstone", "--key", "42", check=True)
     assert "nothing is different" in done.stderr
     done = dlq("edit", str(b), "--no-key", "--header", "by=me", check=True)
-    assert "-key: 42" in done.stdout and "+no key" in done.stdout
+    assert "- key: 42" in done.stdout and "+ no key" in done.stdout
     key, key_bytes, payload = db.query("SELECT key, key_bytes, payload FROM inbox.dead_letter WHERE edited_from = %s", (b,))[0]
     assert (key, key_bytes, bytes(payload)) == (None, None, b'{"n": 1}')
     entry, = bury(db, 1)
@@ -643,6 +644,30 @@ def test_topic_of_spring_and_connect(cli, kafka, topic):
     assert len(lines(few)) == 2 and "there are more" in few.stderr
     assert "no dead letters like that" in cli(*front, "-g", "nobody", check=True).stderr
     assert cli("dlq", "list", "--from-topic", topic + ".gone", "--brokers", kafka.bootstrap).returncode == 4
+
+
+def test_one_record_of_a_topic(cli, kafka, topic):
+    """Named as the list names it; what is in a header is shown, whatever bytes it has."""
+    kafka.create_topic(topic, 2)
+    produce(kafka, topic, [(1, "a", spring("orders", 7, 4, "a.B", "no")),
+                           (1, "b", spring("orders", 7, 5, "java.lang.IllegalStateException", "no seat\x1b[31m")),
+                           (1, "c", None)])
+    front = ["dlq", "show", "--from-topic", topic, "--brokers", kafka.bootstrap]
+    got = json.loads(cli(*front, "1:1", "--json", check=True).stdout)
+    assert (got["entry"], got["topic"], got["partition"], got["offset"], got["key"], got["class"], got["group"]) == (
+        "1:1", "orders", 7, 5, "b", "spring", "billing")
+    headers = {h["name"]: h.get("value", h.get("value_hex")) for h in got["headers"]}
+    assert len(headers) == 8 and headers["kafka_dlt-original-partition"] == "00000007"
+    assert headers["kafka_dlt-exception-message"] == "no seat\x1b[31m" and got["payload_base64"] == "dg=="
+    text = cli(*front, "1:1", check=True).stdout
+    assert "record 1:1" in text and "kafka_dlt-exception-stacktrace: at ..." in text and "\x1b" not in text
+    assert "orders, partition 7, offset 5, key b" in text
+    assert cli(*front, "1:2", "--raw", check=True).stdout == "v"
+    for gone in ("1:3", "0:0", "7:0"):
+        done = cli(*front, gone)
+        assert done.returncode == 4 and f"has no record {gone}" in done.stderr
+    for bad in ("1", "1:", "1:x", ":1", "1:1:1", "99999999999999999999:1"):
+        assert cli(*front, bad).returncode == 2, bad
 
 
 def test_topic_and_table_name_a_cause_alike(cli, db, kafka, topic):
