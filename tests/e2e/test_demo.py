@@ -123,14 +123,14 @@ def test_once_in_a_pipe(demo):
     lines = d.output.splitlines()
     assert "ready" in lines
     for said in ("kill -9", "started again", "the broker is gone", "broker comes back", "Two poison events",
-                 "The breaker opens", "the breaker closes", "the consumer dies", "asked to try again",
+                 "The breaker opens", "the breaker closes", "the consumer dies", "postrider parked retry",
                  "postrider dlq retry", "postrider replay start", "0 lost"):
         assert any(said in x for x in lines), d.output
     # While the broker was gone the relay said so: never green while something is stuck.
     gone = d.output[d.output.index("the broker is gone"):d.output.index("everything is counted")]
     assert "relay error" in gone
     # The same of the consumer: one key parked, one dead letter while nothing was mended, the breaker, its death.
-    poisoned = d.output[d.output.index("Two poison events"):d.output.index("asked to try again")]
+    poisoned = d.output[d.output.index("Two poison events"):d.output.index("postrider parked retry")]
     assert re.search(r"parked keys 1   dead letters 1   lag [\d.]+ s   consumer warn: 2 messages of 1 key", poisoned)
     assert "consumer error: relation \"seat.hold\" does not exist" in poisoned and "consumer dead" in poisoned
     # The replay went through the same handler, as duplicates only.

@@ -220,8 +220,9 @@ class Seat:
         demo.step(f"kill -9 {self.consumer.pid}: the consumer dies in the middle of its work. Its offsets stand in the "
                   "seat database, beside the effects.")
         self.consumer.kill9()
+        yield from demo.until(lambda: self.health.state == "dead", 10, "its death to be seen")
         yield from demo.seconds(2.5)
-        before = self.handled
+        before = self.db.one("SELECT count(*) FROM seat.effect")
         self.consumer.start()
         demo.step("The consumer is started again: it takes its partitions over under a new epoch and goes on; what was "
                   "parked is still parked.")
@@ -231,11 +232,10 @@ class Seat:
 
     def mend(self):
         demo = self.demo
-        demo.step("The balcony is added to the seat service and its key asked to try again: both its events go through, "
-                  "in order.")
+        demo.step("The balcony is added to the seat service; postrider parked retry asks the key to try again: both its "
+                  "events go through, in order.")
         self.add_places(["balcony"])
-        self.db.query("SELECT inbox.parked_request(%s, topic, partition, key, 'retry') FROM inbox.parked WHERE key = %s "
-                      "AND due_at IS NOT NULL", (GROUP, self.strange))
+        yield from self.cli("parked", "retry", "-t", TOPIC, "-k", self.strange, "--wait", "30s")
         yield from demo.until(lambda: self.parked_keys == 0, 30, "the key to be free")
         yield from demo.seconds(1)
         demo.step("A new seat.on_event has a rule for that type; postrider dlq retry gives the dead letter back, and it "
