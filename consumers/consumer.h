@@ -110,6 +110,7 @@ struct consumer {
 	atomic_int lanes_used;    /* what is read is spread over so many: they share the buffer. group.c */
 	int64_t started_us;
 
+	atomic_int broken_lanes; /* that wait for the database: TROUBLE_POSTGRES stands */
 	atomic_int paused; /* by the operator (inbox.consumer): nothing is handled; the group is kept */
 
 	/* breaker: closed (0) or the monotonic time of the next probe; one lane takes the probe */

@@ -57,6 +57,14 @@ int lane_has_room(struct lane *l)
 	return 0;
 }
 
+/* Its record's time; now, when that is not known or still to come: it ages from here on. */
+static int64_t waits_since(const struct message *m)
+{
+	int64_t now = pr_wall_us();
+
+	return m->time_us >= 0 && m->time_us < now ? m->time_us : now;
+}
+
 void lane_push(struct lane *l, struct message *list)
 {
 	struct message *m;
@@ -66,7 +74,7 @@ void lane_push(struct lane *l, struct message *list)
 		_Atomic int64_t *oldest = &m->part->lane[m->lane].oldest_us;
 
 		if (!m->replay && atomic_load(oldest) == INT64_MAX)
-			atomic_store(oldest, m->time_us < 0 ? pr_wall_us() : m->time_us);
+			atomic_store(oldest, waits_since(m));
 		atomic_fetch_add(&l->bytes, m->bytes);
 		*l->tail = m;
 		l->tail = &m->next;
@@ -260,10 +268,10 @@ static int64_t oldest_left(const struct lane *l, const struct step *s)
 
 	for (size_t i = 0; i < l->work_n; i++, seen++)
 		if (l->work[i].m->part == s->part && l->work[i].m->lane == s->lane)
-			return l->work[i].m->time_us;
+			return waits_since(l->work[i].m);
 	for (const struct message *m = l->head; m; m = m->next)
 		if ((m->part == s->part && m->lane == s->lane) || ++seen > SCAN)
-			return m->time_us;
+			return waits_since(m);
 	return INT64_MAX;
 }
 
@@ -404,13 +412,24 @@ static void broken(struct lane *l, const struct pr_err *err)
 	if (!l->pg || !pr_pg_ok(l->pg))
 		disconnect(l);
 	l->steps_n = 0;
+	if (l->failures == 0)
+		atomic_fetch_add(&l->c->broken_lanes, 1);
 	(void)lane_wait(l, pr_backoff_us(l->failures++, 20 * PR_MS, PR_SEC));
 }
 
+static void no_failures(struct lane *l)
+{
+	if (l->failures > 0)
+		atomic_fetch_sub(&l->c->broken_lanes, 1);
+	l->failures = 0;
+}
+
+/* It is, when it is for all: what one lane gets done does not mend what another one stands at. */
 static void well(struct lane *l)
 {
-	l->failures = 0;
-	health_trouble(l->c, TROUBLE_POSTGRES, NULL);
+	no_failures(l);
+	if (atomic_load(&l->c->broken_lanes) == 0)
+		health_trouble(l->c, TROUBLE_POSTGRES, NULL);
 }
 
 /* ---------------------------------------------------------------- one step */
@@ -683,6 +702,7 @@ static int settle(struct lane *l, struct pr_err *err)
 
 static int ready(struct lane *l)
 {
+	int anew = !l->loaded;
 	struct pr_err err;
 
 	if (lane_connect(l, &err) < 0 || (!l->loaded && held_load(l, &err) < 0)) {
@@ -690,7 +710,7 @@ static int ready(struct lane *l)
 		return 0;
 	}
 	l->loaded = 1;
-	if (l->failures)
+	if (l->failures > 0 && anew) /* else it stands at a batch, which is to get through */
 		well(l);
 	return 1;
 }
@@ -728,7 +748,7 @@ static void rest(struct lane *l)
 		pr_log(PR_INFO, "a lane rests", KI("lane", l->number));
 	disconnect(l);
 	held_forget(l);
-	l->failures = 0;
+	no_failures(l);
 	await_push(l, IDLE_US);
 }
 

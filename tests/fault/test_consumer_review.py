@@ -3,6 +3,7 @@ as a try, a breaker that nobody probes, undos and words that the database refuse
 handler. Each story is the interleaving."""
 import json
 import signal
+import time
 
 import pytest
 from inbox import ROW, exec_handler, inbox  # noqa: F401
@@ -322,3 +323,38 @@ def test_a_function_that_is_away_for_a_moment(inbox):  # noqa: F811
     i.db.psql("ALTER FUNCTION app.old_event RENAME TO on_event")
     i.check()
     i.wait_state(c, "ok")
+
+
+# ---------------------------------------------------------------- what others may hide
+
+def test_a_lane_that_goes_on_does_not_hide_one_that_stands(inbox):  # noqa: F811
+    """Story: one lane cannot write its dead letter, again and again, and the other lane commits batch after batch. That
+    the database answers the other one is no reason to be green."""
+    i = inbox(partitions=1)
+    i.db.psql("CREATE FUNCTION app.full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no room' USING ERRCODE = '53100'; END $$;"
+              "CREATE TRIGGER t BEFORE INSERT ON inbox.dead_letter FOR EACH ROW EXECUTE FUNCTION app.full()")
+    i.poison("k1", "P0001", seq=1)
+    c = i.consumer().start().wait_ready()
+    i.send(1, keys=1, prefix="k1-")
+    with i.stream(rate=100, keys=4):
+        i.wait_state(c, "error")
+        stays(lambda: i.state(c) == "error", 3)
+        i.db.psql("DROP TRIGGER t ON inbox.dead_letter")
+        i.wait_state(c, "ok")
+    i.check(without=i.keys["k1"][:1])
+
+
+def test_records_from_the_future_grow_old_too(inbox):  # noqa: F811
+    """Story: a producer's clock is half an hour ahead, and its event cannot be handled for a while. It waits since it
+    came, whatever is written on it."""
+    i = inbox(partitions=1)
+    i.poison("k0", "P0001")
+    c = i.consumer(config={"lanes": 1, "errors": [{"match": "sqlstate:P0001", "policy": "retry", "attempts": 100000, **FAST}]})
+    c.start().wait_ready()
+    for n in range(3):
+        i.event(f"k{2 - n}", timestamp=int((time.time() + 1800) * 1000))
+        i.flush()
+    wait_until(lambda: (json.loads(c.get("/readyz")[1])["lag_seconds"] or 0) > 2, 10, "some lag")
+    i.cure()
+    i.check()
+    wait_until(lambda: json.loads(c.get("/readyz")[1])["lag_seconds"] == 0, 10, "no lag")
