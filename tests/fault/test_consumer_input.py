@@ -13,6 +13,7 @@ from wait import stays, wait_until
 pytestmark = pytest.mark.timeout(120)
 
 
+@pytest.mark.asan
 def test_tombstones_and_odd_payloads(inbox):  # noqa: F811
     """A null payload, an empty one, bytes, text that is no JSON, deep JSON, keys that are no text or not there: all
     reach the handler as they are."""

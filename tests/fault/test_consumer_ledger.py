@@ -1,8 +1,8 @@
 """tests/fault/test_consumer_ledger.py -- the ledger: transfers between accounts while consumers, broker and Postgres are
 killed. Each transfer is booked once, no money appears or vanishes, and every balance is what it must be.
 
-POSTRIDER_TRANSFERS=1000000 is the long run (`make torture` does it); a few thousand otherwise. And once the whole way:
-outbox, relay, topic, consumer.
+POSTRIDER_TRANSFERS=1000000 makes the long run of it; a few thousand otherwise. And once the whole way: outbox, relay,
+topic, consumer.
 """
 import collections
 import itertools

@@ -20,6 +20,7 @@ def epochs(i):
 
 # ---------------------------------------------------------------- coming and going
 
+@pytest.mark.tsan
 def test_rebalance_storm(inbox):  # noqa: F811
     """Story: members join, leave and are killed every moment, under load. Each event is applied once, in order, and
     they get on with the work meanwhile."""
@@ -108,6 +109,7 @@ def test_zombie_in_an_open_transaction(inbox):  # noqa: F811
     i.check()
 
 
+@pytest.mark.tsan
 def test_two_that_claim_in_turns(inbox):  # noqa: F811
     """Story: two processes under one name, both sure that they own the partition (a client bug, a broken broker):
     claims go back and forth under load. Each effect is there once, whatever the group thinks."""
@@ -266,6 +268,7 @@ def test_change_of_lanes(inbox):  # noqa: F811
     i.check()
 
 
+@pytest.mark.asan
 def test_sigterm_under_load(inbox):  # noqa: F811
     """What is being handled is finished, what is not is left; status 0, within seconds."""
     i = inbox()

@@ -74,6 +74,7 @@ def test_dead_letters_are_retried_once(inbox, handler):  # noqa: F811
 
 # ---------------------------------------------------------------- parking
 
+@pytest.mark.asan
 @both
 def test_a_parked_key_keeps_its_order(inbox, handler):  # noqa: F811
     """Story: one event of a key fails; 60 later ones of the key wait behind it, through a kill -9 and through more
