@@ -169,6 +169,9 @@ struct lane *lane_of(struct consumer *c, const struct part *p, int lane);
 /* Whether the lane takes another message now: below its share of limits.buffer_bytes. */
 int lane_has_room(struct lane *l);
 
+/* It has no session, or cannot use it: nothing of it is under way, and nothing will be soon. */
+int lane_is_away(struct lane *l);
+
 /* Takes the list, in order. Wakes the lane. */
 void lane_push(struct lane *l, struct message *list);
 

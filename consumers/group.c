@@ -343,6 +343,22 @@ static void end_part(struct group *g, struct slot *s, int64_t now)
 		want(g, s, now);
 }
 
+/* A worker that is to go has no connection (there were not enough, that is why it is to go), and those that
+ * stay do: waiting for it would be for ever. Claimed anew, the same lanes are spread over the others. */
+static int stuck(const struct group *g, const struct part *p)
+{
+	int wanted = lanes_wanted(g->c), away = 0;
+
+	for (int i = 0; i < p->workers; i++) {
+		if (!lane_is_away(g->c->lanes[i]))
+			continue;
+		if (i < wanted)
+			return 0;
+		away = 1;
+	}
+	return away;
+}
+
 static void look_after(struct group *g, struct slot *s, int64_t now)
 {
 	if (!s->part)
@@ -358,7 +374,9 @@ static void look_after(struct group *g, struct slot *s, int64_t now)
 		s->equal_at = s->position > 0 ? s->position : 0;
 	if (s->state == SLOT_READING && s->equal_at >= 0 && s->position >= s->equal_at)
 		s->state = SLOT_DRAINING;
-	if (s->state == SLOT_DRAINING && s->held_bytes == 0)
+	if (s->state == SLOT_DRAINING && stuck(g, s->part))
+		want(g, s, now);
+	else if (s->state == SLOT_DRAINING && s->held_bytes == 0)
 		end_part(g, s, now);
 }
 

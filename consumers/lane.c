@@ -57,6 +57,11 @@ int lane_has_room(struct lane *l)
 	return 0;
 }
 
+int lane_is_away(struct lane *l)
+{
+	return atomic_load(&l->away);
+}
+
 /* Its record's time; now, when that is not known or still to come: it ages from here on. */
 static int64_t waits_since(const struct message *m)
 {
@@ -706,9 +711,11 @@ static int ready(struct lane *l)
 	struct pr_err err;
 
 	if (lane_connect(l, &err) < 0 || (!l->loaded && held_load(l, &err) < 0)) {
+		atomic_store(&l->away, 1);
 		broken(l, &err);
 		return 0;
 	}
+	atomic_store(&l->away, 0);
 	l->loaded = 1;
 	if (l->failures > 0 && anew) /* else it stands at a batch, which is to get through */
 		well(l);

@@ -70,6 +70,7 @@ struct lane {
 	int serve_changed;
 	atomic_size_t bytes; /* queued and in work */
 	atomic_int was_full;
+	atomic_int away; /* for the poll thread: not ready to do anything */
 
 	/* the thread's own */
 	struct work *work; /* taken from the queue, in order, not yet committed */

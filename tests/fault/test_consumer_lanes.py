@@ -363,6 +363,31 @@ def test_database_away_while_it_changes(inbox, own_pg):  # noqa: F811
     i.check(timeout=40)
 
 
+def test_more_than_the_database_has_connections(inbox):  # noqa: F811
+    """Story: eight lanes were ordered where the database has connections for three. Keys of the others stand still, and
+    it is said. Two lanes are ordered again: what waits for a lane that will never connect is handled by the others."""
+    i = inbox()
+    role = f"r{i.name}"
+    i.db.psql(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 6 IN ROLE inbox_consumer; GRANT USAGE ON SCHEMA app TO {role};"
+              f"GRANT ALL ON ALL TABLES IN SCHEMA app TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA app TO {role};")
+    try:
+        c = i.consumer(config={"database": {"conninfo": f"{i.conninfo} user={role}"}}).start()
+        with i.stream(rate=500, keys=60):
+            i.flows(100)
+            order(i, 8)
+            i.wait_state(c, "error")
+            assert "connection" in json.loads(c.get("/readyz")[1])["sentence"]
+            wait_until(lambda: (8, 8) in stored(i), 20, "a partition with eight lanes")
+            order(i, 2)
+            changed(i, 2)
+            i.flows(100)
+        i.check()
+        i.wait_state(c, "ok")
+        c.kill()
+    finally:
+        i.db.psql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 # ---------------------------------------------------------------- the operator's verb
 
 def test_lanes_from_the_command_line(inbox):  # noqa: F811
