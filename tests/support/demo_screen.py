@@ -40,7 +40,7 @@ class Screen:
         self.live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self.color = self.live and not os.environ.get("NO_COLOR")
         self.opened = False
-        self.next_line = 0.0
+        self.next_line, self.states = 0.0, None
         self.tty = None
 
     def paint(self, code, text):
@@ -81,9 +81,11 @@ class Screen:
     def frame(self):
         if self.live:
             self._redraw()
-        elif time.monotonic() >= self.next_line:
-            self.next_line = time.monotonic() + (2 if self.demo.show else 30)
-            d = self.demo
+            return
+        d = self.demo
+        states = (d.health.state, d.seat.health.state)
+        if time.monotonic() >= self.next_line or states != self.states:  # a change of state is said at once
+            self.next_line, self.states = time.monotonic() + (2 if d.show else 30), states
             self.say(f"{clock(d.elapsed()):>5}    rows committed {d.rows.count:>7,}   records on the topics "
                      f"{d.records.count:>7,}   lag {d.lag():5.2f} s   relay {d.health.state}: {d.health.sentence}")
             numbers = "   ".join(f"{name} {value:>{6 if name == 'handled' else 1}}"

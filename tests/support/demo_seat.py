@@ -207,7 +207,8 @@ class Seat:
         demo.step("A migration goes wrong: the table seat.hold is gone. The breaker opens: nothing is handled, nothing "
                   "is buried, one message probes.")
         self.db.query("ALTER TABLE seat.hold RENAME TO hold_old")
-        yield from demo.until(self.health.breaker_open, 30, "the breaker to open")
+        yield from demo.until(lambda: self.health.breaker_open() and self.health.state == "error", 30,
+                              "the breaker to open")
         yield from demo.seconds(3)
         self.db.query("ALTER TABLE seat.hold_old RENAME TO hold")
         demo.step("The table is back: a probe gets through, the breaker closes, what had waited is handled.")
