@@ -10,6 +10,7 @@
 #define RETRY_US     (200 * PR_MS) /* first delay of a rule that says none */
 #define RETRY_MAX_US (60 * PR_SEC)
 #define FULL_US      PR_SEC /* whether a key may be parked again */
+#define PROBES       10     /* with one message; then its key is parked, and another is the probe */
 
 const struct pr_rule *rule_of(const struct lane *l, const struct outcome *why)
 {
@@ -58,7 +59,7 @@ int may_park(struct lane *l)
 void decide(struct lane *l, struct message *m, const struct outcome *why, struct verdict *ret)
 {
 	const struct pr_rule *rule = rule_of(l, why);
-	int used_up = rule->attempts > 0 && m->attempts >= (unsigned)rule->attempts;
+	int used_up = rule->attempts > 0 && m->attempts >= (unsigned)rule->attempts, probed;
 
 	*ret = (struct verdict){ .fate = FATE_PENDING, .why = *why, .delay_us = delay_of(rule, m, why) };
 	switch ((enum pr_policy)rule->policy) {
@@ -67,9 +68,15 @@ void decide(struct lane *l, struct message *m, const struct outcome *why, struct
 			ret->fate = FATE_BURY;
 		break;
 	case PR_POLICY_BREAKER:
+		probed = l->probing;
 		breaker_open(l, why, why->retry_after_us);
-		ret->delay_us = 0;              /* the breaker's probe decides when */
 		m->attempts -= m->attempts > 0; /* it is not the message that failed */
+		ret->delay_us = 0;              /* the breaker's probe decides when */
+		if (probed && !m->parked && atomic_load(&l->c->breaker_failures) % PROBES == 0 &&
+			may_park(l)) {
+			ret->fate = FATE_PARK; /* or is it? Another one shall tell */
+			ret->delay_us = rule->backoff_max_us > 0 ? rule->backoff_max_us : RETRY_MAX_US;
+		}
 		break;
 	case PR_POLICY_PARK:
 		ret->fate = used_up ? FATE_BURY : m->parked || may_park(l) ? FATE_PARK : FATE_PENDING;
