@@ -66,7 +66,8 @@ static int look(struct pr_pg *pg, struct pr_err *err)
 	if (ours && !readable) {
 		(void)pr_fail(
 			err, PR_STOP, "\"%s\" may not read the schema \"outbox\"", PQuser(pr_pg_conn(pg)));
-		(void)pr_hint(err, "GRANT outbox_relay, outbox_operator, inbox_consumer or inbox_operator TO it");
+		(void)pr_hint(
+			err, "GRANT outbox_relay, outbox_operator, inbox_consumer or inbox_operator TO it");
 		return refuse(err, PR_EX_NOPERM);
 	}
 	return ours;
