@@ -190,7 +190,7 @@ def test_killed_then_played_with(demo):
     wait_until(lambda: not d.processes(), 20, "the servers to die with the demo")
     again = demo(pace=0, DEMO_DIR=d.dir)
     again.dir = d.dir
-    again.wait_for("SELECT reserve()")
+    again.wait_for("SELECT reserve()", 150)
     with open(os.path.join(d.dir, "env"), encoding="utf-8") as f:
         env = dict(line.split("=", 1) for line in f.read().splitlines())
     conninfo = env["POSTRIDER_ORDERS_CONNINFO"].strip("'")
