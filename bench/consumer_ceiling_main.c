@@ -5,7 +5,7 @@
  * any error: a ceiling that lost something is no ceiling. Prints one JSON line on stdout. Called by
  * bench/run.py.
  *
- *   consumer-ceiling --conninfo C --function schema.name [--row] [--offset] ... */
+ *   consumer-ceiling --conninfo C --function schema.name [--row] [--offset] [--keep] ... */
 #include "bench/event.h"
 
 #include "lib/clock.h"
@@ -28,6 +28,7 @@
 struct options {
 	const char *conninfo, *function;
 	int workers, batch, partitions, row, offset;
+	int keep; /* the backend keeps its memory between batches: consumers/message.c says why */
 	long messages, keys;
 };
 
@@ -279,9 +280,9 @@ static void *work(void *arg)
 
 static void usage(void)
 {
-	(void)fputs(
-		"usage: consumer-ceiling --conninfo C --function schema.name [--row] [--offset] [--workers 2]"
-		" [--batch 2000] [--messages 1000000] [--keys 10000] [--partitions 6]\n",
+	(void)fputs("usage: consumer-ceiling --conninfo C --function schema.name [--row] [--offset] [--keep] "
+		    "[--workers 2]"
+		    " [--batch 2000] [--messages 1000000] [--keys 10000] [--partitions 6]\n",
 		stderr);
 	exit(PR_EX_USAGE);
 }
@@ -291,7 +292,7 @@ static void parse(int argc, char **argv, struct options *o)
 	static const struct option options[] = { { "conninfo", 1, 0, 'c' }, { "function", 1, 0, 'f' },
 		{ "workers", 1, 0, 'w' }, { "batch", 1, 0, 'b' }, { "messages", 1, 0, 'n' },
 		{ "keys", 1, 0, 'k' }, { "partitions", 1, 0, 'p' }, { "row", 0, 0, 'r' },
-		{ "offset", 0, 0, 'o' }, { 0, 0, 0, 0 } };
+		{ "offset", 0, 0, 'o' }, { "keep", 0, 0, 'K' }, { 0, 0, 0, 0 } };
 	int c;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -313,6 +314,8 @@ static void parse(int argc, char **argv, struct options *o)
 			o->row = 1;
 		else if (c == 'o')
 			o->offset = 1;
+		else if (c == 'K')
+			o->keep = 1;
 		else
 			usage();
 	}

@@ -150,6 +150,9 @@ def consume(lab, opt):
     yield Result("consume", f"set function, {n:,} events, 10-90 %", "ev/s",
                  median(pick(seen, "steady_events_per_second")), "bare loop", median(pick(base, "steady_events_per_second")),
                  ("ratio", ">=", 0.85), detail)
+    kept = [ceiling(lab, n, "bench.on_events", "--keep") for _ in range(max(1, opt.rounds - 1))]
+    yield Result("consume", "set function, 10-90 %", "ev/s", median(pick(seen, "steady_events_per_second")),
+                 "bare loop, memory kept", median(pick(kept, "steady_events_per_second")), None, {"ceiling": kept})
     yield Result("consume", "set function, start to last event", "ev/s", median(pick(seen, "events_per_second")),
                  "bare loop", median(pick(base, "events_per_second")))
     yield Result("consume", "set function, CPU of the program", "us/ev", median(pick(seen, "cpu_us_per_event")),

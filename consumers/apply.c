@@ -112,12 +112,28 @@ static size_t cut_at_twin(const struct lane *l, size_t n)
 	return n;
 }
 
+/* Other threads wrote these messages and their bytes: they are far from this core. */
+static void fetch_ahead(const struct lane *l, size_t i, size_t n)
+{
+	const struct message *m;
+
+	if (i + 8 < n)
+		__builtin_prefetch(l->work[i + 8].m);
+	if (i + 4 >= n)
+		return;
+	m = l->work[i + 4].m;
+	__builtin_prefetch(m->rkm);
+	for (size_t at = 0; at < m->payload_len && at < 256; at += 64)
+		__builtin_prefetch(m->payload + at);
+}
+
 /* The fates of work[0..n), and how many of them this transaction takes. */
 static size_t sort(struct lane *l, size_t n)
 {
 	size_t held = 0;
 
 	for (size_t i = 0; i < n; i++) {
+		fetch_ahead(l, i, n);
 		sort_one(l, &l->work[i]);
 		if (!is_held(&l->work[i]))
 			continue;

@@ -169,7 +169,7 @@ void message_read_headers(struct message *m, const char *json)
 const struct header *message_header(const struct message *m, const char *name)
 {
 	for (size_t i = m->headers_n; i-- > 0;)
-		if (strcmp(m->headers[i].name, name) == 0)
+		if (*m->headers[i].name == *name && strcmp(m->headers[i].name, name) == 0)
 			return &m->headers[i];
 	return NULL;
 }

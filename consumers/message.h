@@ -22,42 +22,42 @@ struct header {
 
 enum id_state { ID_OK, ID_MISSING, ID_MALFORMED };
 
+/* What every message is asked for stands first: it is written by one thread and read by another, line by line
+ * of the cache. */
 struct message {
-	struct message *next; /* of the list that holds it */
-	const char *topic;
-	int32_t partition;
+	struct message *next;  /* of the list that holds it */
+	struct part *part;     /* counted reference; NULL: from inbox.parked */
+	struct replay *replay; /* NULL: live. A replayed message moves no position */
 	int64_t offset;
 	int64_t time_us; /* of the record, since 1970; -1 unknown */
+	int32_t partition;
+	int lane;        /* of part->lane_count */
+	size_t bytes;    /* what it counts for in every bound: payload, key, headers and this struct */
 	const char *key; /* NULL: none */
 	size_t key_len;
 	const char *payload; /* NULL: tombstone */
 	size_t payload_len;
-	size_t bytes; /* what it counts for in every bound: payload, key, headers and this struct */
+	rd_kafka_message_t *rkm; /* owner of the bytes, as row and buffer are */
+	const char *topic;
+	int64_t dead_letter; /* the dead letter this is another try of; 0: none */
+	int64_t parked;      /* inbox.parked.entry it was read from; 0: none */
+	int suspect;         /* parked because the breaker's probe failed with it, while others got through */
+	unsigned attempts;   /* failed tries so far, also before a restart */
 
 	/* known after message_decode */
+	enum id_state id_state;
+	int json; /* the payload is text that jsonb takes */
+	unsigned char
+		id[16]; /* uuid; of a text that is none: the first 16 bytes of its SHA-256, as version 8 */
+	int64_t hash;   /* XXH3 of the payload: the same id with another hash is not the same message */
 	struct header *headers; /* headers_n of them, in order; owned array, borrowed contents */
 	size_t headers_n;
-	enum id_state id_state;
-	unsigned char
-		id[16];    /* uuid; of a text that is none: the first 16 bytes of its SHA-256, as version 8 */
-	char id_text[100]; /* as it came, cut; of "offset": topic-partition-offset */
-	const char *type;  /* header type; "" when missing */
+	const char *type; /* header type; "" when missing */
 	size_t type_len;
 	const char *traceparent; /* NULL when missing */
 	size_t traceparent_len;
-	int json;     /* the payload is text that jsonb takes */
-	int64_t hash; /* XXH3 of the payload: the same id with another hash is not the same message */
+	char id_text[100]; /* as it came, cut; of "offset": topic-partition-offset */
 
-	/* where it belongs */
-	struct part *part;     /* counted reference; NULL: from inbox.parked */
-	int lane;              /* of part->lane_count */
-	int64_t dead_letter;   /* the dead letter this is another try of; 0: none */
-	int64_t parked;        /* inbox.parked.entry it was read from; 0: none */
-	unsigned attempts;     /* failed tries so far, also before a restart */
-	struct replay *replay; /* NULL: live. A replayed message moves no position */
-
-	/* owner of the bytes */
-	rd_kafka_message_t *rkm;
 	PGresult *row;
 	char *buffer;
 	char *header_bytes; /* message_read_headers */

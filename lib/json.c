@@ -628,12 +628,26 @@ int pr_json_text(const char *text, size_t len)
 	return rc == 0 && r.p == r.end;
 }
 
+/* Eight characters of ASCII, none of them a NUL. Without high bits, a borrow comes of a zero byte only. */
+static int is_ascii(uint64_t eight)
+{
+	return (((eight - 0x0101010101010101ULL) | eight) & 0x8080808080808080ULL) == 0;
+}
+
 int pr_utf8_text(const char *s, size_t n)
 {
 	const char *p = s, *end = s + n;
 	int len;
 
 	while (p < end) {
+		uint64_t eight = 0;
+
+		if (end - p >= 8)
+			memcpy(&eight, p, 8);
+		if (is_ascii(eight)) {
+			p += 8;
+			continue;
+		}
 		if ((unsigned char)*p < 0x80) {
 			if (!*p++)
 				return 0;
