@@ -387,6 +387,33 @@ static void agrees_with_python(void **state)
 	assert_true(files > 50);
 }
 
+/* Text is looked at eight bytes at a time: whatever is wrong is found at every place of them, and nowhere
+ * behind the end. */
+static void finds_what_is_no_text(void **state)
+{
+	char s[40];
+
+	(void)state;
+	for (size_t n = 0; n < 26; n++) {
+		memset(s, 0x01, sizeof(s));
+		s[n] = '\0';
+		s[n + 1] = (char)0xff;
+		assert_true(pr_utf8_text(s, n));
+		for (size_t i = 0; i < n; i++) {
+			static const unsigned char bad[] = { 0x00, 0x80, 0xc0, 0xff };
+
+			for (size_t k = 0; k < sizeof(bad); k++) {
+				memset(s, k % 2 ? 0x7f : 0x01, n);
+				s[i] = (char)bad[k];
+				assert_false(pr_utf8_text(s, n));
+			}
+			memset(s, 'a', n);
+			memcpy(s + i, "\xc3\xa9", 2);
+			assert_int_equal(pr_utf8_text(s, n), i + 1 < n);
+		}
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -397,6 +424,7 @@ int main(void)
 		cmocka_unit_test(stops_when_told),
 		cmocka_unit_test(buffers),
 		cmocka_unit_test(writes_strings),
+		cmocka_unit_test(finds_what_is_no_text),
 		cmocka_unit_test(agrees_with_python),
 	};
 
