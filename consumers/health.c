@@ -328,6 +328,15 @@ static void well_verdict(struct consumer *c, struct pr_verdict *v)
 	}
 }
 
+/* Without its group the command would mean the relay. */
+static void paused_verdict(const struct consumer *c, struct pr_verdict *v)
+{
+	char hint[200];
+
+	(void)snprintf(hint, sizeof(hint), "postrider resume --group %s", c->conf->group);
+	(void)pr_say(v, "paused", "an operator paused the consumer", hint);
+}
+
 static void judge(struct consumer *c, struct pr_verdict *v)
 {
 	struct pr_board *b = &c->board;
@@ -349,7 +358,7 @@ static void judge(struct consumer *c, struct pr_verdict *v)
 	if (silence_verdict(c, v))
 		return;
 	if (atomic_load(&c->paused)) {
-		(void)pr_say(v, "paused", "an operator paused the consumer", "postrider resume");
+		paused_verdict(c, v);
 		return;
 	}
 	if (pr_board_say(b, TROUBLE_HANDLER, "error", v) || pr_board_say(b, TROUBLE_PARKED, "error", v) ||

@@ -135,6 +135,7 @@ def test_paused(inbox):  # noqa: F811
     i.send(10)
     wait_until(lambda: lag(c, i) > 0.5, 10, "the lag")
     assert i.count() == 10 and i.state(c) == "paused"
+    assert c.status()["hint"] == f"postrider resume --group {i.group}"  # without it the relay is meant
     assert i.one("SELECT inbox.resume(%s, 'ann')", (i.group,))
     i.check()
     i.wait_state(c, "ok")
