@@ -68,6 +68,10 @@ void decide(struct lane *l, struct message *m, const struct outcome *why, struct
 			ret->fate = FATE_BURY;
 		break;
 	case PR_POLICY_BREAKER:
+		if (m->suspect) { /* known to fail so: it says nothing about the others */
+			ret->fate = FATE_PARK;
+			break;
+		}
 		probed = l->probing;
 		breaker_open(l, why, why->retry_after_us);
 		m->attempts -= m->attempts > 0; /* it is not the message that failed */

@@ -369,6 +369,7 @@ static int retry_one(struct lane *l, const struct served *s, const PGresult *res
 		text_of(res, row, "code") ? text_of(res, row, "code") : "");
 	(void)snprintf(w.v.why.text, sizeof(w.v.why.text), "%s",
 		text_of(res, row, "reason") ? text_of(res, row, "reason") : "");
+	m.suspect = w.v.why.cls != PR_FAIL_NONE && rule_of(l, &w.v.why)->policy == PR_POLICY_BREAKER;
 	if (!request)
 		suspect(l, &m, &w);
 	for (int tries = 0; tries < 3; tries++) {
