@@ -77,12 +77,14 @@ def accounts(lab):
         yield db
 
 
-def member(lab, db, topic, function, group=None, **config):
-    """A consumer, not started."""
+def member(lab, db, topic, handler, group=None, **config):
+    """A consumer, not started. handler: its settings, or the name of a SQL function."""
+    if isinstance(handler, str):
+        handler = {"kind": "sql", "function": handler}
     L.program("postrider-consumer")
     lab.number += 1
     return L.servers.Consumer(db.conninfo, lab.kafka.bootstrap, group or f"bench{lab.number}", [topic],
-                              {"kind": "sql", "function": function}, variant="plain", config=config)
+                              handler, variant="plain", config=config)
 
 
 def handled(c):
@@ -112,9 +114,9 @@ def effects(db):
     return int(db.one("SELECT sum(n) FROM bench.account"))
 
 
-def drain(lab, db, topic, n, function, expect=None, **config):
+def drain(lab, db, topic, n, handler, expect=None, **config):
     """A consumer of a new group reads the whole topic."""
-    c = member(lab, db, topic, function, **config)
+    c = member(lab, db, topic, handler, **config)
     try:
         c.start()
         r = L.drained(watch(c, lambda: handled(c), n), n)
@@ -183,24 +185,38 @@ def read_alone(lab, topic, n):
                          str(n), "--group", f"bare{lab.number}"], 300)
 
 
+def noop():
+    """A shared object whose handler does nothing."""
+    path = os.path.join(L.servers.new_dir("noop"), "noop.so")
+    include = subprocess.run(["pg_config", "--includedir"], capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-I", L.ROOT, "-I", include, "-o", path,
+                           os.path.join(HERE, "listeners", "noop.c")], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise Failed(f"cc: {done.stderr.strip()[-300:]}")
+    return path
+
+
 def consume_noop(lab, opt):
-    """A function that does nothing, without dedupe, beside a bare librdkafka loop and beside a bare SQL loop."""
+    """A handler that does nothing, without dedupe, beside a bare librdkafka loop and beside a bare SQL loop."""
     n, topic = opt.rows, events(lab, opt.rows)
-
-    def ours():
-        with accounts(lab) as db:
-            return drain(lab, db, topic, n, "bench.nothing", dedupe="offset")
-
-    base, seen = in_turns(opt.rounds, lambda: read_alone(lab, topic, n), ours)
-    sql = [ceiling(lab, n, "bench.nothing", "--offset") for _ in range(max(1, opt.rounds - 1))]
-    rate = median(pick(seen, "steady_events_per_second"))
-    yield Result("consume", f"no-op, offset mode, {n:,} events, 10-90 %", "ev/s", rate, "read and thrown away",
-                 median(pick(base, "steady_events_per_second")), ("value", ">=", 300000.0),
-                 {"bare": base, "sql": sql, "consumer": seen})
-    yield Result("consume", "no-op, offset mode, 10-90 %", "ev/s", rate, "bare loop, no Kafka",
-                 median(pick(sql, "steady_events_per_second")))
-    yield Result("consume", "no-op, offset mode, CPU of the program", "us/ev", median(pick(seen, "cpu_us_per_event")),
-                 "read and thrown away", median(pick(base, "cpu_us_per_event")))
+    handlers = {"C": {"kind": "c", "library": lab.once("noop", noop)}, "SQL": "bench.nothing"}
+    seen, base = {"C": [], "SQL": []}, []
+    for _ in range(opt.rounds):
+        base.append(read_alone(lab, topic, n))
+        for kind, handler in handlers.items():
+            with accounts(lab) as db:
+                seen[kind].append(drain(lab, db, topic, n, handler, dedupe="offset"))
+    sql = [ceiling(lab, n, "bench.nothing", "--offset", "--keep") for _ in range(max(1, opt.rounds - 1))]
+    for kind, runs in seen.items():
+        rate = median(pick(runs, "steady_events_per_second"))
+        yield Result("consume", f"no-op in {kind}, offset mode, {n:,} events, 10-90 %", "ev/s", rate,
+                     "read and thrown away", median(pick(base, "steady_events_per_second")), ("value", ">=", 300000.0),
+                     {"bare": base, "consumer": runs})
+        if kind == "SQL":
+            yield Result("consume", "no-op in SQL, offset mode, 10-90 %", "ev/s", rate, "bare loop, memory kept",
+                         median(pick(sql, "steady_events_per_second")), None, {"sql": sql})
+        yield Result("consume", f"no-op in {kind}, CPU of the program", "us/ev", median(pick(runs, "cpu_us_per_event")),
+                     "read and thrown away", median(pick(base, "cpu_us_per_event")))
 
 
 # ---------------------------------------------------------------- a dead database
