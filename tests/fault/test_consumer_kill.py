@@ -78,12 +78,12 @@ def test_offset_mode(inbox):  # noqa: F811
 
 
 def test_random_moments(inbox):  # noqa: F811
-    """Fifteen SIGKILLs at moments that nobody chose."""
+    """Ten SIGKILLs at moments that nobody chose."""
     i = inbox()
     c = i.consumer()
     rnd = random.Random(4)
     with i.stream(rate=1500):
-        for _ in range(15):
+        for _ in range(10):
             c.start()
             i.flows(rnd.randrange(1, 60))
             c.kill()
