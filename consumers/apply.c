@@ -8,6 +8,7 @@
 
 #include "lib/clock.h"
 #include "lib/fault.h"
+#include "lib/log.h"
 #include "sql.h"
 
 #include <stdlib.h>
@@ -361,12 +362,24 @@ static size_t put_ids(const struct tx *t, struct args *a, int (*pick)(const stru
 
 static int to_look(const struct work *w)
 {
-	return w->v.fate == FATE_HANDLE && !w->looked;
+	return w->v.fate == FATE_HANDLE && !w->looked && !w->m->dead_letter;
 }
 
+/* A dead letter's id was remembered when it was buried: that it is tried again only once is its own row's
+ * care. */
 static int to_remember(const struct work *w)
 {
-	return w->v.fate == FATE_HANDLE;
+	return w->v.fate == FATE_HANDLE && !w->m->dead_letter;
+}
+
+/* What is decided upon without having been handled: a replay or a producer's duplicate must not bring it
+ * back. */
+static int to_note(const struct work *w)
+{
+	if (w->m->id_state != ID_OK)
+		return 0;
+	return w->v.fate == FATE_BURY || w->v.fate == FATE_IGNORE ||
+	       (w->m->dead_letter && (w->v.fate == FATE_HANDLE || w->v.fate == FATE_DONE));
 }
 
 static int to_record(const struct work *w)
@@ -542,8 +555,23 @@ static void add_unpark(struct tx *t)
 	}
 }
 
+static void add_noted(struct tx *t)
+{
+	struct args *a;
+
+	for (size_t i = 0; i < t->n && dedupes(t->l); i++) {
+		if (!to_note(&t->w[i]))
+			continue;
+		a = new_args(t);
+		(void)put_ids(t, a, to_note);
+		(void)add(t, a, sql_lane_sort_out, 0);
+		return;
+	}
+}
+
 static void add_held(struct tx *t)
 {
+	add_noted(t);
 	if (t->n == 1 && t->w[0].m->parked) {
 		add_unpark(t);
 		return;
@@ -562,6 +590,20 @@ static void add_held(struct tx *t)
 
 /* ---------------------------------------------------------------- after the commit */
 
+/* One line a second and lane: the tables have all of them. */
+static void tell(struct lane *l, const struct work *w)
+{
+	char code[64];
+
+	if (!pr_log_due(&l->told_us, PR_SEC))
+		return;
+	(void)snprintf(code, sizeof(code), "%s%s%s", pr_fail_class_str(w->v.why.cls),
+		w->v.why.code[0] ? ":" : "", w->v.why.code);
+	pr_log(PR_WARN, w->v.fate == FATE_BURY ? "dead letter" : "key parked", KS("topic", w->m->topic),
+		KI("partition", w->m->partition), KI("offset", w->m->offset), KS("code", code),
+		KI("attempts", w->m->attempts), KS("err", w->v.why.text));
+}
+
 static void account(struct lane *l, const struct work *w, size_t n)
 {
 	static const enum handled as[] = { [FATE_HANDLE] = HANDLED,
@@ -578,6 +620,8 @@ static void account(struct lane *l, const struct work *w, size_t n)
 		count[as[w[i].v.fate]]++;
 		if (w[i].v.fate == FATE_PARK && !w[i].m->parked)
 			held_add(l, w[i].m);
+		if ((w[i].v.fate == FATE_PARK && !w[i].m->parked) || w[i].v.fate == FATE_BURY)
+			tell(l, &w[i]);
 		if (w[i].m->replay)
 			replay_done(w[i].m->replay, w[i].v.fate == FATE_SEEN);
 	}

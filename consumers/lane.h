@@ -87,6 +87,7 @@ struct lane {
 	size_t careful; /* so many messages one by one: the last batch took something along */
 	unsigned failures, retries;
 	int64_t not_before_us; /* monotonic: the first message is tried again then */
+	int64_t told_us;       /* log: dead letters and parked keys */
 	int probing;           /* holds the breaker's probe */
 	int64_t moved_us, settled_us;
 	struct keyset *keys;
