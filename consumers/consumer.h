@@ -111,7 +111,7 @@ struct consumer {
 	int64_t started_us;
 
 	atomic_int broken_lanes; /* that wait for the database: TROUBLE_POSTGRES stands */
-	atomic_int paused; /* by the operator (inbox.consumer): nothing is handled; the group is kept */
+	atomic_int paused;       /* by the operator (inbox.consumer): nothing is handled; the group is kept */
 
 	/* breaker: closed (0) or the monotonic time of the next probe; one lane takes the probe */
 	_Atomic int64_t breaker_probe_us;

@@ -42,7 +42,7 @@ def test_rebalance_storm(inbox):  # noqa: F811
     i.check(timeout=40)
     for c in gone:
         assert c.wait(20) == 0, c.log_text()[-2000:]
-    assert epochs(i) > 6 * 4, "partitions have wandered"
+    assert epochs(i) > 6 * 2, "partitions have wandered"
 
 
 # ---------------------------------------------------------------- zombies
