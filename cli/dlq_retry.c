@@ -309,8 +309,10 @@ static int report(const struct cli *c, struct run *r, const char *canary)
 		cli_say("%s still dead: the same command goes on with them",
 			cli_number(left, "dead letter", n));
 	if (r->n_flight) {
-		cli_say("%s given back and not ended: the group does it when it runs and is not paused; see "
-			"`postrider show consumers`",
+		cli_say("%s given back and not ended: it failed again and waits for another try, or the "
+			"group "
+			"does not run or is paused; see `postrider parked list` and `postrider show "
+			"consumers`",
 			cli_number(r->n_flight, "dead letter", n));
 		return PR_EX_UNAVAILABLE;
 	}
