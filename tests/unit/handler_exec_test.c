@@ -687,7 +687,10 @@ static void default_signals(void **state)
 	assert_int_equal(try_open(-1, &err), 0);
 	assert_int_equal(pthread_sigmask(SIG_SETMASK, &old, NULL), 0);
 	assert_string_equal(noted(0), "SigBlk:\t0000000000000000");
-	assert_string_equal(noted(1), "SigIgn:\t0000000000000000");
+	/* 32 and 33 are the C library's own: nobody can set them, so whoever started us may have ignored
+	 * them. */
+	assert_int_equal(strncmp(noted(1), "SigIgn:\t", 8), 0);
+	assert_int_equal(strtoull(noted(1) + 8, NULL, 16) & ~(3ULL << 31), 0);
 }
 
 static void a_wake_ends_it(void **state)
