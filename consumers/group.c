@@ -642,7 +642,8 @@ static rd_kafka_t *new_member(struct group *g, struct pr_err *err)
 	PROP("enable.partition.eof", "true");
 	/* cooperative-sticky turns in circles below librdkafka 2.6.1 */
 	PROP("partition.assignment.strategy", "range");
-	PROP("session.timeout.ms", "10000");
+	if (!pr_kafka_has(&conf->kafka.properties, "session.timeout.ms"))
+		PROP("session.timeout.ms", "10000"); /* after that the others take over */
 	PROP("heartbeat.interval.ms", "300"); /* so soon a member learns of a rebalance it has to join */
 	PROP("topic.metadata.refresh.interval.ms", METADATA_MS);
 	PROP("queued.max.messages.kbytes", kbytes);

@@ -63,7 +63,6 @@ static const struct denied denied_to_consumers[] = {
 	{ "offset.store.method", "the database is the truth about offsets" },
 	{ "offset.store.path", "the database is the truth about offsets" },
 	{ "partition.assignment.strategy", "the consumer takes the one that this librdkafka has right" },
-	{ "session.timeout.ms", "it is 10 s: after that the others take over" },
 	{ "heartbeat.interval.ms", "the consumer sets it" },
 	{ "topic.metadata.refresh.interval.ms", "it is 10 s: topics made later are read by then" },
 	{ "queued.max.messages.kbytes", "set limits.prefetch_bytes instead" },
@@ -490,4 +489,14 @@ int pr_kafka_topic_valid(const char *name, size_t len)
 			return 0;
 	}
 	return 1;
+}
+
+int pr_kafka_has(const struct pr_strs *properties, const char *name)
+{
+	size_t n = strlen(name);
+
+	for (size_t i = 0; i < properties->n; i++)
+		if (strncmp(properties->v[i], name, n) == 0 && strchr("= ", properties->v[i][n]))
+			return 1;
+	return 0;
 }

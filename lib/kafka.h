@@ -19,6 +19,9 @@ int pr_kafka_check_properties(const struct pr_strs *properties, struct pr_err *e
 /* The same for a member of a group: what we fix of group, fetching and assignment is refused too. */
 int pr_kafka_check_consumer_properties(const struct pr_strs *properties, struct pr_err *err) PR_MUSTCHECK;
 
+/* Whether the user's "property=value" strings set the property of that name. */
+int pr_kafka_has(const struct pr_strs *properties, const char *name);
+
 struct pr_kafka_prop {
 	const char *name, *value; /* name NULL ends a list */
 };

@@ -34,16 +34,6 @@ static int timeout_ms(const struct publisher *p)
 
 /* ---------------------------------------------------------------- the producer */
 
-static int user_has(const struct pr_strs *properties, const char *name)
-{
-	size_t n = strlen(name);
-
-	for (size_t i = 0; i < properties->n; i++)
-		if (strncmp(properties->v[i], name, n) == 0 && strchr("= ", properties->v[i][n]))
-			return 1;
-	return 0;
-}
-
 struct props {
 	struct pr_kafka_prop list[24];
 	char text[6][24];
@@ -68,15 +58,15 @@ static void taste(const struct publisher *p, struct props *ps)
 {
 	const struct pr_strs *own = &p->r->conf->kafka.properties;
 
-	if (!user_has(own, "compression.codec") && !user_has(own, "compression.type"))
+	if (!pr_kafka_has(own, "compression.codec") && !pr_kafka_has(own, "compression.type"))
 		prop(ps, "compression.codec", "lz4");
-	if (!user_has(own, "linger.ms") && !user_has(own, "queue.buffering.max.ms"))
+	if (!pr_kafka_has(own, "linger.ms") && !pr_kafka_has(own, "queue.buffering.max.ms"))
 		prop(ps, "linger.ms", "5"); /* under load; a shipment that is all there is flushed */
-	if (!user_has(own, "message.max.bytes"))
+	if (!pr_kafka_has(own, "message.max.bytes"))
 		prop(ps, "message.max.bytes", "104857600");
-	if (!user_has(own, "reconnect.backoff.max.ms"))
+	if (!pr_kafka_has(own, "reconnect.backoff.max.ms"))
 		prop(ps, "reconnect.backoff.max.ms", "1000");
-	if (!user_has(own, "client.id"))
+	if (!pr_kafka_has(own, "client.id"))
 		prop(ps, "client.id", p->transactional_id);
 }
 
@@ -92,7 +82,7 @@ static int open_producer(struct publisher *p, struct pr_err *err)
 	/* Bounded by events and bytes before they get here; this is the last fence. */
 	prop_number(&ps, "queue.buffering.max.messages", setting(&conf->limits.batch_events) + 1000);
 	prop_number(&ps, "queue.buffering.max.kbytes", 2 * 1024 * 1024);
-	if (!user_has(&conf->kafka.properties, "batch.size"))
+	if (!pr_kafka_has(&conf->kafka.properties, "batch.size"))
 		prop_number(&ps, "batch.size", p->batch_size);
 	if (p->exactly_once) {
 		prop(&ps, "transactional.id", p->transactional_id);
