@@ -49,14 +49,18 @@ def test_lanes_change_where_all_lanes_meet(inbox):  # noqa: F811
     """Story: the consumer died with its lanes at different offsets, and lanes was raised meanwhile. The old lanes
     must be brought to one offset before the keys are dealt anew, else records between are lost or repeated."""
     i = inbox()
+    i.poison("k0", "wait", seq=3)
+    lock = i.db.connect()
+    with lock.cursor() as cur:
+        cur.execute("SELECT pg_advisory_lock(4711)")
     a = again(i, lanes=2)
-    with i.stream(1500):
-        i.flows(300)
-        a.kill9()
-    rows = i.db.query('SELECT partition, min(next_offset), max(next_offset) FROM inbox.position GROUP BY 1')
-    assert any(low != high for _, low, high in rows), "the lanes stand at one offset: nothing is tested"
+    i.send(600, keys=30)
+    rows = 'SELECT partition, min(next_offset), max(next_offset) FROM inbox.position GROUP BY 1'
+    wait_until(lambda: any(low != high for _, low, high in i.db.query(rows)), 20, "one lane to stand behind the other")
+    a.kill9()
     assert lane_counts(i) == {2}
     again(i, lanes=3)
+    lock.close()
     wait_until(lambda: lane_counts(i) == {3}, 40, "three lanes")
     i.send(200)
     i.check()

@@ -151,7 +151,7 @@ LINT_TREE = {
     "relay/r.h": "/* relay/r.h -- fine. */\n",
     "tests/fault/test_a.py": 'POINTS = ["told"]\nSABOTAGE = ["bad"]\n',
     "lib/relay_conf.c": "/* lib/relay_conf.c -- fine. */\n"
-                        "/* clang-format off */\n\t{ \"limits.n\", PR_OPT_INT },\n"
+                        "/* clang-format off */\nconst struct pr_opt x[] = {\n\t{ \"limits.n\", PR_OPT_INT },\n"
                         "\t{ \"inside\", PR_OPT_INT,\n\t\t.flags = PR_OPT_HIDDEN },\n",
     "etc/relay.cfg": "limits: {\n\t#n = 1;\n};\n",
     "docs/reference/relay-config.md": "### `limits.n`\n",
