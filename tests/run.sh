@@ -113,7 +113,12 @@ run_e2e() {
 	build test all
 	build asan all
 	build tsan all
-	pytest_group e2e test no tests/e2e
+	# The demonstration is mostly waiting for its own pace: it may do so beside the others.
+	pytest_group 'e2e demo' test no tests/e2e/test_demo.py >$LOGS/demo.out 2>&1 &
+	demo=$!
+	pytest_group e2e test no tests/e2e --ignore tests/e2e/test_demo.py
+	wait $demo
+	cat $LOGS/demo.out
 	pytest_group 'e2e asan' asan yes -m asan tests/e2e
 	pytest_group 'e2e tsan' tsan yes -m tsan tests/e2e tests/fault
 }
