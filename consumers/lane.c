@@ -16,6 +16,7 @@
 #define SETTLE_US  (50 * PR_MS)  /* how often a lane looks whether it is done with what drains */
 #define COLLISIONS 3             /* a batch that lost a deadlock is tried so often before it is halved */
 #define RELEASE_US (100 * PR_MS) /* of parked messages, between two batches */
+#define LARGE      500           /* messages of a batch for which its backend's memory matters */
 #define SCAN       1000          /* messages looked through for a part's oldest one */
 
 /* ---------------------------------------------------------------- the queue: any thread */
@@ -365,6 +366,7 @@ static void disconnect(struct lane *l)
 	l->handler = NULL;
 	pr_pg_close(l->pg);
 	l->pg = NULL;
+	l->roomy = 0;
 	l->loaded = 0; /* whether the last transaction was committed is not known */
 }
 
@@ -571,6 +573,22 @@ static void leave_replayed(struct lane *l, size_t n)
 			part_leave(l->work[i].m->part);
 }
 
+/* glibc gives freed memory back to the kernel once it is twice as much as the largest piece that was ever
+ * mapped and freed. A backend needs 8 MB to take in 2,000 messages, all of it free again before the next
+ * statement, and so it would get its pages anew for every batch: two page faults an event. One piece of 16
+ * MB, before the first large batch of a connection, spares it that; it keeps what it needs, up to 32 MB. */
+static void make_room(struct lane *l, size_t n)
+{
+	struct pr_err err;
+
+	if (l->roomy || n < LARGE || !l->c->ops->in_transaction)
+		return;
+	l->roomy = 1;
+	/* What fails here fails again in the batch, and is told there. */
+	if (pr_pg_run(l->pg, "SELECT pg_catalog.length(pg_catalog.repeat('x', 16777216))", 0, NULL, &err) < 0)
+		return;
+}
+
 static void step(struct lane *l)
 {
 	struct outcome why = { 0 };
@@ -585,6 +603,7 @@ static void step(struct lane *l)
 	first = l->work[0].m;
 	tries = first->attempts;
 	l->not_before_us = 0;
+	make_room(l, n);
 	applied = apply(l, n, &done, &why, &err);
 	leave_replayed(l, n);
 	switch (applied) {

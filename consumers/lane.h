@@ -61,6 +61,7 @@ struct lane {
 	struct pr_pg *pg;
 	struct handler *handler;
 	struct message_types types;
+	int roomy; /* the backend keeps its memory: make_room */
 
 	pthread_mutex_t mutex; /* of the queue and of what is to be served */
 	pthread_cond_t changed;

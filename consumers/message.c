@@ -560,16 +560,11 @@ enum {
 /* Of one message besides its bytes: lengths and types of fields, fixed-size fields. */
 #define FIXED_COST (8 + FIELDS * 8 + 16 + 4 + 8 + 8 + 2)
 
-/* The last column: glibc gives freed memory back to the kernel once it is twice as much as the largest piece
- * that was ever mapped and freed. A backend needs 8 MB to take in 2,000 messages, all of it free again before
- * the next statement, and so it would get its pages anew for every batch: two page faults an event. One piece
- * of 16 MB, once a connection, spares it that; it keeps what it needs, up to 32 MB. */
 int message_types_read(struct message_types *ret, struct pr_pg *pg, struct pr_err *err)
 {
 	PGresult *res = pr_pg_exec(pg,
 		"SELECT 'inbox.message'::pg_catalog.regtype::pg_catalog.oid,"
-		" 'inbox.message[]'::pg_catalog.regtype::pg_catalog.oid,"
-		" pg_catalog.length(pg_catalog.repeat('x', 16777216))",
+		" 'inbox.message[]'::pg_catalog.regtype::pg_catalog.oid",
 		0, NULL, err);
 
 	if (!res)

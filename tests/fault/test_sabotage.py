@@ -28,9 +28,9 @@ CASES = [
 @pytest.mark.parametrize("flaw, play, kind, delivery", CASES, ids=[c[0] for c in CASES])
 def test_sabotage_is_caught(stage, flaw, play, kind, delivery):  # noqa: F811
     """The honest relay passes, the flawed one is convicted of what the flaw does."""
-    honest = play(stage(delivery))
+    honest = schedules.played(play, stage, delivery)
     assert honest.ok, honest.report()
-    flawed = play(stage(delivery), sabotage=flaw)
+    flawed = schedules.played(play, stage, delivery, sabotage=flaw)
     assert kind in flawed.violations, f"{flaw} was not caught:\n{flawed.report()}"
 
 

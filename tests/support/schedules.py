@@ -28,6 +28,10 @@ WHERE datname = current_database() AND application_name LIKE 'postrider%'"""
 MODES = ("exactly_once", "at_least_once")
 
 
+class Void(Exception):
+    """The server was not as the schedule needs it, by no fault of anybody."""
+
+
 class Session:
     """A writer: one connection, a transaction at a time, begun by its first statement."""
 
@@ -300,7 +304,8 @@ def newest_writer(st, **how):
     older.commit()
     st.turn()
     xmax = int(st.ask("SELECT pg_snapshot_xmax(pg_current_snapshot())::text")[0][0])
-    assert writer.xid() >= xmax, "somebody else took a transaction id: the schedule is void"
+    if writer.xid() < xmax:  # its own word for it: whoever plays it plays it again
+        raise Void("somebody else took a transaction id")
     writer.commit()
     return st.verdict()
 
@@ -421,3 +426,13 @@ def pinned_position(st, **how):
     foreign.abort_transaction(30)
     st.wait_streaming()
     return st.verdict()
+
+
+def played(play, stage, *where, **how):
+    """Its result; on a stage of its own again when the schedule was void, a few times."""
+    for _ in range(4):
+        try:
+            return play(stage(*where), **how)
+        except Void:
+            pass
+    return play(stage(*where), **how)
