@@ -87,7 +87,7 @@ demo: setup-quiet  ## the whole pipeline before your eyes, with failures (ONCE=1
 	$(Q)$(MAKE) --no-print-directory all
 	$(Q)ONCE=$(ONCE) $(PYTHON) -B tests/support/demo.py
 
-check: setup-quiet  ## every test: lint, unit, fuzz corpus, e2e, fault (15 minutes)
+check: setup-quiet  ## every test: lint, unit, fuzz corpus, e2e, fault (25 minutes)
 	$(Q)PYTEST="$(PYTEST)" sh tests/run.sh all
 
 check-unit: setup-quiet  ## unit tests, plain and under ASan + UBSan
