@@ -120,8 +120,7 @@ struct consumer {
 
 	/* lanes -> everybody */
 	_Atomic uint64_t handled[HANDLED_COUNT], retried, fenced;
-	_Atomic uint64_t parked_keys, parked_events;
-	_Atomic int64_t parked_oldest_us; /* wall; INT64_MAX none */
+	_Atomic uint64_t parked_keys;
 
 	/* keeper -> everybody */
 	atomic_int ready; /* database and inbox are what we need: group and lanes are started */

@@ -229,16 +229,14 @@ static uint64_t parked_keys(const struct consumer *c)
 /* Each key has one at least. */
 static uint64_t parked_events(const struct consumer *c)
 {
-	uint64_t own = atomic_load(&c->parked_events), all = atomic_load(&c->group_parked_events);
-	uint64_t keys = parked_keys(c), most = own > all ? own : all;
+	uint64_t all = atomic_load(&c->group_parked_events), keys = parked_keys(c);
 
-	return most > keys ? most : keys;
+	return all > keys ? all : keys;
 }
 
 static double parked_oldest_s(const struct consumer *c)
 {
-	int64_t own = atomic_load(&c->parked_oldest_us), all = atomic_load(&c->group_parked_oldest_us);
-	int64_t oldest = own < all ? own : all, now = pr_wall_us();
+	int64_t oldest = atomic_load(&c->group_parked_oldest_us), now = pr_wall_us();
 
 	return oldest < now ? (double)(now - oldest) / (double)PR_SEC : 0;
 }

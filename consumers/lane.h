@@ -75,7 +75,7 @@ struct lane {
 
 	/* the thread's own */
 	struct work *work; /* taken from the queue, in order, not yet committed */
-	size_t work_n, work_cap, work_bytes;
+	size_t work_n, work_cap;
 	int level; /* the queue was empty when last taken from: served[].through counts */
 	struct served *served;
 	size_t served_n;

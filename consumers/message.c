@@ -55,9 +55,6 @@ void message_free(struct message *m)
 	free(m->headers);
 	if (m->rkm)
 		rd_kafka_message_destroy(m->rkm);
-	if (m->row)
-		PQclear(m->row);
-	free(m->buffer);
 	free(m->header_bytes);
 	free(m);
 }

@@ -58,8 +58,6 @@ struct message {
 	size_t traceparent_len;
 	char id_text[100]; /* as it came, cut; of "offset": topic-partition-offset */
 
-	PGresult *row;
-	char *buffer;
 	char *header_bytes; /* message_read_headers */
 };
 

@@ -58,7 +58,6 @@ static void consumer_init(struct consumer *c)
 	(void)pthread_mutex_init(&c->mutex, NULL);
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	c->started_us = pr_mono_us();
-	atomic_store(&c->parked_oldest_us, INT64_MAX);
 	atomic_store(&c->group_parked_oldest_us, INT64_MAX);
 	atomic_store(&c->postgres_contact_us, pr_mono_us());
 	atomic_store(&c->kafka_contact_us, pr_mono_us());
@@ -82,16 +81,6 @@ static void consumer_release(struct consumer *c)
 	(void)close(c->wake_fd);
 }
 
-/* The values that may change while we run are single numbers, each read on its own; the rest is frozen. */
-static void adopt_numbers(void *to, const void *from, size_t size)
-{
-	int64_t *t = to;
-	const int64_t *f = from;
-
-	for (size_t i = 0; i < size / sizeof(*t); i++)
-		__atomic_store_n(&t[i], f[i], __ATOMIC_RELAXED);
-}
-
 static void reload(struct consumer *c)
 {
 	struct pr_consumer_conf fresh;
@@ -103,10 +92,10 @@ static void reload(struct consumer *c)
 		health_trouble(c, TROUBLE_RELOAD, &err);
 		return;
 	}
-	adopt_numbers(&conf.limits, &fresh.limits, sizeof(conf.limits));
-	adopt_numbers(&conf.inbox, &fresh.inbox, sizeof(conf.inbox));
-	adopt_numbers(&conf.drain_us, &fresh.drain_us, sizeof(conf.drain_us));
-	adopt_numbers(&conf.lanes, &fresh.lanes, sizeof(conf.lanes));
+	pr_settings_adopt(&conf.limits, &fresh.limits, sizeof(conf.limits));
+	pr_settings_adopt(&conf.inbox, &fresh.inbox, sizeof(conf.inbox));
+	pr_settings_adopt(&conf.drain_us, &fresh.drain_us, sizeof(conf.drain_us));
+	pr_settings_adopt(&conf.lanes, &fresh.lanes, sizeof(conf.lanes));
 	group_wake(c);
 	if (pr_level_parse(fresh.log_level, &level) == 0)
 		pr_log_level(level);

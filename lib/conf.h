@@ -89,6 +89,16 @@ static inline int64_t pr_setting(const int64_t *field)
 	return __atomic_load_n(field, __ATOMIC_RELAXED);
 }
 
+/* Takes over size bytes of such numbers, each on its own: a reader sees the old one or the new one. */
+static inline void pr_settings_adopt(void *to, const void *from, size_t size)
+{
+	int64_t *t = to;
+	const int64_t *f = from;
+
+	for (size_t i = 0; i < size / sizeof(*t); i++)
+		__atomic_store_n(&t[i], f[i], __ATOMIC_RELAXED);
+}
+
 /* Effective values with their origin (file:line, command line, default), secrets masked. */
 void pr_conf_print(const struct pr_conf *conf, FILE *out);
 

@@ -71,16 +71,6 @@ static void relay_release(struct relay *r)
 	(void)close(r->wake_fd);
 }
 
-/* The values that may change while we run are single numbers, each read on its own; the rest is frozen. */
-static void adopt_numbers(void *to, const void *from, size_t size)
-{
-	int64_t *t = to;
-	const int64_t *f = from;
-
-	for (size_t i = 0; i < size / sizeof(*t); i++)
-		__atomic_store_n(&t[i], f[i], __ATOMIC_RELAXED);
-}
-
 static void reload(struct relay *r)
 {
 	struct pr_relay_conf fresh;
@@ -92,9 +82,9 @@ static void reload(struct relay *r)
 		health_trouble(r, TROUBLE_RELOAD, &err);
 		return;
 	}
-	adopt_numbers(&conf.limits, &fresh.limits, sizeof(conf.limits));
-	adopt_numbers(&conf.retention, &fresh.retention, sizeof(conf.retention));
-	adopt_numbers(&conf.drain_us, &fresh.drain_us, sizeof(conf.drain_us));
+	pr_settings_adopt(&conf.limits, &fresh.limits, sizeof(conf.limits));
+	pr_settings_adopt(&conf.retention, &fresh.retention, sizeof(conf.retention));
+	pr_settings_adopt(&conf.drain_us, &fresh.drain_us, sizeof(conf.drain_us));
 	if (pr_level_parse(fresh.log_level, &level) == 0)
 		pr_log_level(level);
 	pr_conf_free(loaded);
