@@ -18,7 +18,7 @@ GEN      := $(ROOT)/gen
 OBJ      := $(OUT)/obj
 BIN      := $(OUT)/bin
 
-PKGS     := libpq rdkafka libconfig libmicrohttpd libcjson libcurl libzstd libcrypto libxxhash
+PKGS     := libpq rdkafka libconfig libmicrohttpd gnutls libcjson libcurl libzstd libcrypto libsodium libxxhash
 WARN     := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition \
             -Wpointer-arith -Wcast-qual -Wwrite-strings -Wundef -Wvla -Wformat=2 -Wnull-dereference -fno-common \
             $(if $(filter fuzz,$(VARIANT)),-Wno-gnu-zero-variadic-macro-arguments,-Wno-format-truncation)
@@ -35,19 +35,21 @@ override LDFLAGS += -pie -Wl,-z,relro,-z,now,-z,noexecstack -Wl,--as-needed $(SA
 # jemalloc: librdkafka frees on one thread what we allocate on another (docs/decisions/0008-jemalloc.md).
 LDLIBS   := $(if $(SAN),,-ljemalloc) $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lpthread -lm
 
-# A program is a file called *_main.c; it links its own folder, lib/ and producers/outbox.c.
+# A program is a file called *_main.c; it links its own folder, lib/ and producers/outbox.c. The consumer's folder has
+# rooms of its own: consumers/saga/ ...
 ROOMS    := producers relay cli consumers bench tests/support
 obj       = $(patsubst %.c,$(OBJ)/%.o,$(1))
 MAINS    := $(wildcard $(addsuffix /*_main.c,$(ROOMS)) producers/*/*_main.c)
 LIB      := $(call obj,$(wildcard lib/*.c) $(if $(filter tsan,$(VARIANT)),tests/support/tsan_threads.c)) $(OBJ)/gen/sql.o $(call obj,$(wildcard producers/outbox.c))
+SERVICES := user concert queue reservation payment order platform
 name      = $(BIN)/$(subst _,-,$(patsubst %_main.c,%,$(notdir $(1))))
-room      = $(call obj,$(1) $(filter-out %_main.c producers/outbox.c tests/%,$(wildcard $(dir $(1))*.c)))
+room      = $(call obj,$(1) $(filter-out %_main.c producers/outbox.c tests/%,$(wildcard $(dir $(1))*.c $(if $(filter consumers/,$(dir $(1))),consumers/*/*.c))))
 PROGRAMS := $(foreach m,$(MAINS),$(call name,$m))
 UNIT     := $(patsubst tests/unit/%.c,$(OUT)/unit/%,$(wildcard tests/unit/*_test.c))
 FUZZ     := $(patsubst tests/fuzz/%.c,$(OUT)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
-SQL      := $(sort $(wildcard db/migrations/*.sql db/queries/*.sql))
+SQL      := $(sort $(wildcard db/migrations/*.sql db/queries/*.sql db/service/*.sql lib/page/* producers/*/*.sql producers/*/*.json producers/*/*.html producers/*/*.lua consumers/*/*.sql consumers/*/*.json etc/*.json))
 
-.PHONY: all help setup demo check check-unit check-e2e check-fault check-fuzz torture bench lint format \
+.PHONY: all deb help setup demo shell check check-unit check-e2e check-fault check-systems check-rivals check-fuzz torture torture-sink bench screenshots lint format \
         install clean unit-programs fuzz-programs test-programs
 .DELETE_ON_ERROR:
 
@@ -57,6 +59,9 @@ define program
 $(call name,$(1)): $(call room,$(1)) $(LIB)
 endef
 $(foreach m,$(MAINS),$(eval $(call program,$m)))
+
+$(BIN)/postrider-platform $(BIN)/postrider $(BIN)/postrider-consumer: LDLIBS += -lz
+$(BIN)/postrider-concert $(BIN)/postrider-queue: LDLIBS += -lhiredis
 
 $(PROGRAMS):
 	@mkdir -p $(@D); echo "  LD   $@"
@@ -77,17 +82,21 @@ $(GEN)/sql.c $(GEN)/sql.h &: db/embed.sh $(SQL)
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup:  ## install the Debian packages of etc/packages.txt and fetch Kafka's jars
+setup:  ## install the Debian packages of etc/packages.txt and fetch Kafka's jars, a newer librdkafka, schemathesis
 	$(Q)sh etc/setup.sh
 
 setup-quiet:
 	$(Q)sh etc/setup.sh --if-missing
 
-demo: setup-quiet  ## the whole pipeline before your eyes, with failures (ONCE=1: end by itself)
+demo: setup-quiet  ## the box office before your eyes, with failures (ONCE=1: end by itself)
 	$(Q)$(MAKE) --no-print-directory all
 	$(Q)ONCE=$(ONCE) $(PYTHON) -B tests/support/demo.py
 
-check: setup-quiet  ## every test: lint, unit, fuzz corpus, e2e, fault (25 minutes)
+shell: setup-quiet  ## a private Postgres and Kafka, and a shell that knows them: where docs/tutorial.md begins
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)$(PYTHON) -B tests/support/shell.py
+
+check: setup-quiet  ## every test: lint, unit, fuzz corpus, e2e, fault, systems (an hour on two cores)
 	$(Q)PYTEST="$(PYTEST)" sh tests/run.sh all
 
 check-unit: setup-quiet  ## unit tests, plain and under ASan + UBSan
@@ -99,16 +108,34 @@ check-e2e: setup-quiet  ## end to end on a real Postgres and a real Kafka
 check-fault: setup-quiet  ## kill, freeze, cut and sabotage
 	$(Q)PYTEST="$(PYTEST)" sh tests/run.sh fault
 
+check-systems: setup-quiet  ## the example systems as a whole: every flow, race and failure over all services, the page
+	$(Q)PYTEST="$(PYTEST)" sh tests/run.sh systems
+
+check-rivals: setup-quiet  ## our record beside Debezium's, byte by byte (its jars from Maven Central, once)
+	$(Q)$(MAKE) --no-print-directory VARIANT=test all
+	$(Q)RIVALS=1 $(PYTEST) -q tests/rivals
+
 check-fuzz: setup-quiet  ## replay the fuzz corpus, then fuzz each target for FUZZ_SECONDS (default 10)
 	$(Q)sh tests/run.sh fuzz
 
-torture: setup-quiet  ## random faults for SECONDS (default 600); prints its seed
+torture: setup-quiet  ## random faults for SECONDS (default 600), prints its seed; TRANSFERS=1000000: a ledger of so many; SAGAS=500: so many at each death
 	$(Q)$(MAKE) --no-print-directory VARIANT=test all
-	$(Q)$(PYTHON) -B tests/support/torture.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+	$(Q)$(if $(TRANSFERS),POSTRIDER_TRANSFERS=$(TRANSFERS) $(PYTEST) -q -s tests/fault/test_consumer_ledger.py::test_ledger,\
+		$(if $(SAGAS),POSTRIDER_SAGAS=$(SAGAS) POSTRIDER_SEED=$(or $(SEED),1) $(PYTEST) -q tests/fault/test_saga_walk.py tests/fault/test_saga_faults.py,\
+		$(PYTHON) -B tests/support/torture.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))))
+
+torture-sink: setup-quiet  ## members of a sink die for SECONDS (default 600), at each of its points: files, an API, tables
+	$(Q)$(MAKE) --no-print-directory VARIANT=test all
+	$(Q)$(PYTHON) -B tests/support/sink_torture.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 bench: setup-quiet  ## speed and memory as ratios to named baselines (RIVALS=1, FULL=1)
 	$(Q)$(MAKE) --no-print-directory all
-	$(Q)RIVALS=$(RIVALS) FULL=$(FULL) $(PYTHON) -B bench/run.py
+	$(Q)POSTRIDER_VARIANT=plain RIVALS=$(RIVALS) FULL=$(FULL) $(PYTHON) -B bench/run.py
+
+screenshots: setup-quiet  ## the pictures of the docs, made by the tests of the pages
+	$(Q)$(MAKE) --no-print-directory VARIANT=test all
+	$(Q)POSTRIDER_SHOTS=docs/images $(PYTHON) -B -m pytest -q -p no:cacheprovider tests/e2e/test_status_page.py tests/e2e/test_ui_write.py \
+		-k "idle_and_busy or test_parked or joined or stuck_saga"
 
 lint:  ## include rule, FAULT / comment / test triples, documented options, format
 	$(Q)sh tests/support/lint.sh
@@ -132,16 +159,26 @@ $(OUT)/fuzz/%: tests/fuzz/%.c $(LIB) $(call obj,relay/batch.c relay/snapshot.c)
 # Unit tests of a room's own file name it here: <test>: the extra sources.
 -include tests/unit/extra.mk
 
-install: all  ## install programs, samples, manual and completions (DESTDIR, PREFIX)
+install: all  ## install programs, samples, manual, completions and systemd units (DESTDIR, PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/postrider $(DESTDIR)$(PREFIX)/include/postrider
-	install -m 755 $(filter %/postrider %/postrider-relay %/postrider-consumer,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
-	install -m 644 etc/*.cfg $(DESTDIR)$(PREFIX)/share/postrider
+	install -m 755 $(filter %/postrider $(foreach p,relay consumer $(SERVICES),%/postrider-$p),$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 etc/*.cfg etc/*.json $(DESTDIR)$(PREFIX)/share/postrider
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/postrider/sagas etc/sagas/*.cfg
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/postrider/services etc/services/*.cfg
 	install -m 644 producers/outbox.h consumers/postrider_handler.h $(DESTDIR)$(PREFIX)/include/postrider
 	install -D -m 644 docs/man/postrider.1 $(DESTDIR)$(PREFIX)/share/man/man1/postrider.1
 	$(Q)set -e; for s in bash:bash-completion/completions/postrider zsh:zsh/site-functions/_postrider \
 		fish:fish/vendor_completions.d/postrider.fish; do \
 		$(BIN)/postrider completion $${s%%:*} >$(GEN)/completion; \
 		install -D -m 644 $(GEN)/completion $(DESTDIR)$(PREFIX)/share/$${s#*:}; echo "  INSTALL  $${s#*:}"; done
+	$(Q)set -e; for p in $(addprefix postrider-,relay consumer $(SERVICES)); do \
+		sh docs/man/program.sh $(BIN)/$$p >$(GEN)/manual; \
+		install -D -m 644 $(GEN)/manual $(DESTDIR)$(PREFIX)/share/man/man1/$$p.1; done
+	$(Q)sh deploy/systemd/install.sh '$(DESTDIR)' $(PREFIX) $(SERVICES)
+	$(Q)sed -i 's,/usr/local/,$(PREFIX)/,' $(DESTDIR)$(PREFIX)/share/postrider/*.cfg $(DESTDIR)$(PREFIX)/share/postrider/services/*.cfg
+
+deb:  ## Debian packages in build/deb, looked at by lintian
+	$(Q)sh debian/build.sh
 
 clean:  ## remove build/
 	rm -rf build

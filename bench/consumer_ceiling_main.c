@@ -28,7 +28,7 @@
 struct options {
 	const char *conninfo, *function;
 	int workers, batch, partitions, row, offset;
-	int keep; /* the backend keeps its memory between batches: consumers/message.c says why */
+	int keep; /* the backend keeps its memory between batches: consumers/lane.c says why */
 	long messages, keys;
 };
 

@@ -130,6 +130,17 @@ class Lab:
             self.templates[key] = make()
         return self.templates[key]
 
+    def settle(self, key, warm):
+        """Servers as they are after a day: the broker's code compiled, by warm() at the first call for this key, and WAL files
+        there to be used again (a new one is written twice)."""
+        def make():
+            self.pg.query("ALTER SYSTEM SET min_wal_size = '4GB'")
+            self.pg.query("SELECT pg_reload_conf()")
+            self.say("  warming up")
+            warm()
+        self.once(key, make)
+        self.pg.query("CHECKPOINT")
+
     # ------------------------------------------------------------ rows
 
     def init(self, db, name=None):

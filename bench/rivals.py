@@ -37,15 +37,13 @@ def properties(path, **entries):
     return path
 
 
-class Debezium(L.servers.Server):
-    """Connect in standalone mode with one outbox connector on db, topics <prefix>.<aggregatetype>."""
+class Connect(L.servers.Server):
+    """Kafka Connect in standalone mode with one connector."""
 
-    def __init__(self, lab, db, prefix, linger_ms):
-        self.name = "debezium"
-        self.dir = L.servers.new_dir("debezium")
+    def __init__(self, lab, name, jars, connector, heap=HEAP, **worker):
+        self.name, self.jars, self.heap = name, jars, heap
+        self.dir = L.servers.new_dir(name)
         self.log = os.path.join(self.dir, "connect.log")
-        self.jars = jars()
-        self.db = db
         with open(os.path.join(self.dir, "log4j2.properties"), "w", encoding="utf-8") as f:
             f.write("status=error\nappender.c.type=Console\nappender.c.name=c\nappender.c.layout.type=PatternLayout\n"
                     "appender.c.layout.pattern=%d %p %m (%c{1})%n\nrootLogger.level=warn\n"
@@ -55,36 +53,15 @@ class Debezium(L.servers.Server):
             key__converter="org.apache.kafka.connect.storage.StringConverter",
             value__converter="org.apache.kafka.connect.storage.StringConverter",
             offset__storage__file__filename=os.path.join(self.dir, "offsets"), offset__flush__interval__ms=1000,
-            plugin__discovery="service_load", listeners=f"http://127.0.0.1:{L.servers.free_port()}",
-            producer__linger__ms=linger_ms, producer__batch__size=262144, producer__buffer__memory=67108864)
-        self.connector = properties(
-            os.path.join(self.dir, "connector.properties"), name="outbox", tasks__max=1,
-            connector__class="io.debezium.connector.postgresql.PostgresConnector", database__hostname=lab.pg.host,
-            database__port=lab.pg.port, database__user="postgres", database__password="none",
-            database__dbname=db.name, topic__prefix="dbz", plugin__name="pgoutput", slot__name=slot(db),
-            publication__name="dbz", publication__autocreate__mode="disabled", table__include__list="outbox.event",
-            snapshot__mode="no_data", max__batch__size=8192, max__queue__size=32768, poll__interval__ms=10,
-            tombstones__on__delete="false", statistics__metrics__enabled="false", transforms="outbox",
-            transforms__outbox__type="io.debezium.transforms.outbox.EventRouter",
-            transforms__outbox__route__topic__replacement=prefix + ".${routedByValue}",
-            transforms__outbox__table__fields__additional__placement="type:header")
+            plugin__discovery="service_load", listeners=f"http://127.0.0.1:{L.servers.free_port()}", **worker)
+        self.connector = properties(os.path.join(self.dir, "connector.properties"), **connector)
 
     def start(self):
         self.proc = L.servers.spawn(
-            ["java", f"-Xmx{HEAP}", "-XX:+UseSerialGC", "-Xshare:auto",
+            ["java", f"-Xmx{self.heap}", "-XX:+UseSerialGC", "-Xshare:auto",
              f"-Dlog4j2.configurationFile={self.dir}/log4j2.properties", "-cp", f"{self.jars}/*",
              "org.apache.kafka.connect.cli.ConnectStandalone", self.worker, self.connector], log=self.log, cwd=self.dir)
         self._remember()
-        return self
-
-    def wait_streaming(self):
-        """Until one event of its own has come through and its offset is stored."""
-        def active():
-            if not self.running():
-                raise Failed(f"Debezium ended:\n{L.servers.tail(self.log, 5)}")
-            return self.db.query("SELECT active FROM pg_replication_slots WHERE slot_name = %s AND active",
-                                 (slot(self.db),))
-        wait_until(active, 90, "Debezium's slot")
         return self
 
     def peak_rss_kb(self):
@@ -95,6 +72,35 @@ class Debezium(L.servers.Server):
         self.signal(15)
         self.wait(60)
         self._forget()
+
+
+class Debezium(Connect):
+    """One outbox connector on db, topics <prefix>.<aggregatetype>."""
+
+    def __init__(self, lab, db, prefix, linger_ms):
+        self.db = db
+        super().__init__(lab, "debezium", jars(), dict(
+            name="outbox", tasks__max=1,
+            connector__class="io.debezium.connector.postgresql.PostgresConnector", database__hostname=lab.pg.host,
+            database__port=lab.pg.port, database__user="postgres", database__password="none",
+            database__dbname=db.name, topic__prefix="dbz", plugin__name="pgoutput", slot__name=slot(db),
+            publication__name="dbz", publication__autocreate__mode="disabled", table__include__list="outbox.event",
+            snapshot__mode="no_data", max__batch__size=8192, max__queue__size=32768, poll__interval__ms=10,
+            tombstones__on__delete="false", statistics__metrics__enabled="false", transforms="outbox",
+            transforms__outbox__type="io.debezium.transforms.outbox.EventRouter",
+            transforms__outbox__route__topic__replacement=prefix + ".${routedByValue}",
+            transforms__outbox__table__fields__additional__placement="type:header"),
+            producer__linger__ms=linger_ms, producer__batch__size=262144, producer__buffer__memory=67108864)
+
+    def wait_streaming(self):
+        """Until one event of its own has come through and its offset is stored."""
+        def active():
+            if not self.running():
+                raise Failed(f"Debezium ended:\n{L.servers.tail(self.log, 5)}")
+            return self.db.query("SELECT active FROM pg_replication_slots WHERE slot_name = %s AND active",
+                                 (slot(self.db),))
+        wait_until(active, 90, "Debezium's slot")
+        return self
 
 
 def slot(db):

@@ -5,7 +5,7 @@ server it did not start. Exit status 1 when a measure could not be taken, or, wi
 STRICT=1, when a target is missed.
 
 Environment: MEASURES=drain,consume,curve_payload (default: all)  ROWS=1000000  ROUNDS=3  DURATION=15
-RIVALS=1 (Debezium, and other listeners, beside us)  FULL=1 (10 M rows, curves)  STRICT=1  NAME=bench"""
+RIVALS=1 (Debezium, Connect, and other listeners, beside us)  FULL=1 (10 M rows, curves)  STRICT=1  NAME=bench"""
 import datetime
 import json
 import os
@@ -16,8 +16,16 @@ import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import consumers as C  # noqa: E402
+import explain as E  # noqa: E402
+import flash as F  # noqa: E402
 import lab as L  # noqa: E402
 import measures as M  # noqa: E402
+import page as W  # noqa: E402
+import platform_away as P  # noqa: E402
+import queue_room as Q  # noqa: E402
+import reserve as R  # noqa: E402
+import sagas as S  # noqa: E402
+import sinks as K  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -57,7 +65,9 @@ def line(r):
 
 
 def chosen(opt):
-    known = dict(M.MEASURES, **C.MEASURES)
+    known = {}
+    for m in (M, C, S, Q, R, E, F, K, P, W):
+        known.update(m.MEASURES)
     if opt.full or "flat" in opt.only:
         known.update(M.FULL)
     if opt.rivals or "rivals" in opt.only:
@@ -65,6 +75,10 @@ def chosen(opt):
         known["rivals"] = rivals.rivals
     if opt.rivals or "consume_rivals" in opt.only:
         known.update(C.RIVALS)
+    if opt.rivals or "saga_rival" in opt.only:
+        known.update(S.RIVALS)
+    if opt.rivals or "sink_rivals" in opt.only:
+        known.update(K.RIVALS)
     if opt.full or any(m.startswith("curve_") for m in opt.only):
         import curves
         known.update(curves.CURVES)

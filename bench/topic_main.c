@@ -18,6 +18,7 @@
 struct opts {
 	const char *brokers, *topic, *group;
 	long messages, keys, rate;
+	long hours;     /* record times in so many hours before now, in turns; 0: now */
 	int64_t ids_us; /* with the same, the same events are written once more */
 	double patience;
 };
@@ -116,6 +117,12 @@ static rd_kafka_t *producer(struct run *r)
 	return rk;
 }
 
+/* In milliseconds; 0 is now. */
+static int64_t time_of(const struct run *r, long n)
+{
+	return r->o.hours ? (r->o.ids_us / PR_SEC - n * 7 % r->o.hours * 3600) * 1000 : 0;
+}
+
 static void produce(struct run *r, const struct event *e)
 {
 	rd_kafka_headers_t *h = rd_kafka_headers_new(EVENT_HEADERS);
@@ -128,7 +135,8 @@ static void produce(struct run *r, const struct event *e)
 		code = rd_kafka_producev(r->rk, RD_KAFKA_V_TOPIC(r->o.topic),
 			RD_KAFKA_V_KEY(e->key, e->key_len),
 			RD_KAFKA_V_VALUE((void *)(uintptr_t)e->payload, e->payload_len),
-			RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY), RD_KAFKA_V_HEADERS(h), RD_KAFKA_V_END);
+			RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY), RD_KAFKA_V_HEADERS(h),
+			RD_KAFKA_V_TIMESTAMP(time_of(r, e->n)), RD_KAFKA_V_END);
 		if (code == RD_KAFKA_RESP_ERR__QUEUE_FULL)
 			rd_kafka_poll(r->rk, 20);
 	} while (code == RD_KAFKA_RESP_ERR__QUEUE_FULL);
@@ -209,9 +217,9 @@ static void drain(struct run *r)
 
 static void usage(void)
 {
-	(void)fputs(
-		"usage: topic fill|read --brokers B --topic T [--messages 1000000] [--keys 10000] [--rate N]"
-		" [--group G] [--patience 60] [--ids-us NOW]\n",
+	(void)fputs("usage: topic fill|read --brokers B --topic T [--messages 1000000] [--keys 10000] "
+		    "[--rate N] [--hours N]"
+		    " [--group G] [--patience 60] [--ids-us NOW]\n",
 		stderr);
 	exit(PR_EX_USAGE);
 }
@@ -220,7 +228,8 @@ static void parse(int argc, char **argv, struct opts *o)
 {
 	static const struct option options[] = { { "brokers", 1, 0, 'b' }, { "topic", 1, 0, 't' },
 		{ "group", 1, 0, 'g' }, { "messages", 1, 0, 'n' }, { "keys", 1, 0, 'k' },
-		{ "rate", 1, 0, 'r' }, { "patience", 1, 0, 'p' }, { "ids-us", 1, 0, 'i' }, { 0, 0, 0, 0 } };
+		{ "rate", 1, 0, 'r' }, { "hours", 1, 0, 'h' }, { "patience", 1, 0, 'p' },
+		{ "ids-us", 1, 0, 'i' }, { 0, 0, 0, 0 } };
 	int c;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -236,6 +245,8 @@ static void parse(int argc, char **argv, struct opts *o)
 			o->keys = atol(optarg);
 		else if (c == 'r')
 			o->rate = atol(optarg);
+		else if (c == 'h')
+			o->hours = atol(optarg);
 		else if (c == 'p')
 			o->patience = atof(optarg);
 		else if (c == 'i')
@@ -243,7 +254,8 @@ static void parse(int argc, char **argv, struct opts *o)
 		else
 			usage();
 	}
-	if (optind != argc - 1 || !o->brokers || !o->topic || o->messages < 10 || o->keys < 1 || o->rate < 0)
+	if (optind != argc - 1 || !o->brokers || !o->topic || o->messages < 10 || o->keys < 1 ||
+		o->rate < 0 || o->hours < 0)
 		usage();
 }
 

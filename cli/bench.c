@@ -175,7 +175,7 @@ static double read_published(const char *metrics)
 	return sum;
 }
 
-static int read_relay(const struct cli *c, const char *url, double *ret_published, struct histogram *h)
+static int read_relay(struct cli *c, const char *url, double *ret_published, struct histogram *h)
 {
 	struct pr_err ignored = { 0 };
 	char *body = NULL;
@@ -196,7 +196,7 @@ struct relay_part {
 };
 
 static void wait_for_relay(
-	const struct cli *c, const char *url, const struct load *l, int64_t began, struct relay_part *r)
+	struct cli *c, const char *url, const struct load *l, int64_t began, struct relay_part *r)
 {
 	int64_t deadline = pr_mono_us() + cli_int(c, "wait", 10 * PR_SEC);
 	struct histogram now;
@@ -305,6 +305,7 @@ int verb_bench(struct cli *c)
 	struct load l = { 0 };
 	struct pr_err err = { 0 };
 	struct pr_pg *pg = NULL;
+	const char *token;
 	int64_t began;
 	char n[64];
 	int rc = PR_EX_OK;
@@ -312,7 +313,7 @@ int verb_bench(struct cli *c)
 	set_up(c, &l);
 	if (cli_confirmed(c, &err, "publish %s that consumers will see", cli_number(l.events, "event", n)) <
 			0 ||
-		cli_connect_outbox(c, &pg, &err) < 0) {
+		cli_token(c, &token, &err) < 0 || cli_connect_outbox(c, &pg, &err) < 0) {
 		if (err.exit == PR_EX_REFUSED)
 			(void)pr_hint(&err, "--yes does it");
 		rc = cli_fail(&err);

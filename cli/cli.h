@@ -7,10 +7,12 @@
 #include "lib/consumer_conf.h"
 #include "lib/err.h"
 #include "lib/json.h"
+#include "lib/kafka.h"
 #include "lib/pg.h"
 #include "lib/relay_conf.h"
 
 #include <cjson/cJSON.h>
+#include <curl/curl.h>
 #include <librdkafka/rdkafka.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -117,6 +119,7 @@ const char *cli_off(FILE *f);
 void cli_safe(FILE *f, const char *s, size_t n); /* control bytes, ANSI and bidi escapes made visible */
 char *cli_safe_str(const char *s);               /* the same, malloc'd */
 size_t cli_cells(const char *s);                 /* terminal cells of a safe string */
+size_t cli_fit(const char *s, size_t max, size_t *ret_cells); /* bytes of s that fill at most max cells */
 /* Prints text in lines that fit (at most 100 cells), from column `at`, the others from `indent`. An empty
  * line separates paragraphs. For our own words and for text made safe before. */
 void cli_fill(FILE *f, const char *text, int at, int indent);
@@ -138,10 +141,14 @@ void cli_json_free_line(cJSON *obj);  /* the same, then frees it */
 int cli_flush(int rc); /* rc, or 1 when stdout could not be written; a closed pipe is no error */
 int cli_gone(void);    /* stdout's reader is gone */
 
+/* table.c */
 struct cli_table {
 	int ncols;
-	const char *const *heads; /* ">name" aligns right */
-	char ***rows;             /* safe strings, owned */
+	/* ">name": a number, aligns right; "!name": an id, never cut; "=name": told once above when all rows
+	 * say the same and there is too little room; "~name", of the last one only: goes below its row then.
+	 */
+	const char *const *heads;
+	char ***rows; /* safe strings, owned */
 	int nrows;
 };
 void cli_table_add(struct cli_table *t, const char *const *cells); /* copies, makes safe */
@@ -162,11 +169,20 @@ struct cli_topic {
 	int partitions;
 	int64_t *lo, *hi; /* first offset and the one behind the last, by partition */
 };
-int cli_topic_open(
-	const struct cli *c, const char *name, struct cli_topic *ret, struct pr_err *err) PR_MUSTCHECK;
+/* A consumer of committed records that joins no group and commits nothing; reset and wait_ms as librdkafka's
+ * auto.offset.reset and fetch.wait.max.ms. */
+rd_kafka_t *cli_reader(struct cli *c, const char *reset, const char *wait_ms, struct pr_err *err);
+int cli_topic_open(struct cli *c, const char *name, struct cli_topic *ret, struct pr_err *err) PR_MUSTCHECK;
 void cli_topic_close(struct cli_topic *t); /* accepts a zeroed one */
+/* Every topic of the cluster but the internal ones, in no order. */
+int cli_topic_names(
+	struct cli *c, void (*each)(void *ctx, const char *name), void *ctx, struct pr_err *err) PR_MUSTCHECK;
+/* Whether -c's consumer reads a topic of that name, or -c's relay (or any, without -c) may write to it. */
+int cli_is_topic_of(const struct cli *c, const char *name);
 int cli_topic_at(const struct cli *c, const struct cli_topic *t, int64_t wall_us, int64_t *ret,
 	struct pr_err *err) PR_MUSTCHECK;
+int cli_topic_end(const struct cli *c, const struct cli_topic *t, int partition, int64_t *ret,
+	struct pr_err *err) PR_MUSTCHECK; /* now */
 /* Every record in [from, to) of each partition; each returns other than 0 to end early. */
 int cli_topic_read(const struct cli *c, const struct cli_topic *t, const int64_t *from, const int64_t *to,
 	int (*each)(void *ctx, const rd_kafka_message_t *m), void *ctx, struct pr_err *err) PR_MUSTCHECK;
@@ -174,6 +190,8 @@ int cli_topic_read(const struct cli *c, const struct cli_topic *t, const int64_t
 /* editor.c */
 int cli_read_file(
 	const char *file, char **ret, size_t *ret_len, struct pr_err *err) PR_MUSTCHECK; /* or "-" */
+int cli_write_file(
+	const struct cli *c, const char *file, const struct pr_buf *b, struct pr_err *err) PR_MUSTCHECK;
 int cli_edit(const char *text, size_t len, const char *suffix, char **ret, size_t *ret_len,
 	struct pr_err *err) PR_MUSTCHECK;
 int cli_agreed(const char *question);
@@ -203,17 +221,47 @@ int cli_conninfo_given(const struct cli *c);
 const char *cli_brokers(const struct cli *c); /* NULL when unknown */
 const char *cli_name(const struct cli *c);    /* NULL when unknown */
 int cli_need_kafka(const struct cli *c, struct pr_err *err) PR_MUSTCHECK;
-char *cli_url(const struct cli *c);       /* the relay's base URL; malloc'd */
-int64_t cli_timeout(const struct cli *c); /* microseconds */
+char *cli_url(const struct cli *c);                                 /* the relay's base URL; malloc'd */
+char *cli_url_at(const char *scheme, const char *listen, int port); /* of what listens there */
+
+/* What curl shows, and believes, where it is https: tls's, else the options of c, else the environment's.
+ * Both may be NULL. */
+struct cli_tls {
+	char *ca, *cert, *key;
+};
+void cli_tls(CURL *curl, const struct cli *c, const struct cli_tls *tls);
+
+/* fetch.c. What each request to a program of ours has: deadline, headers (borrowed until it is over), a bound
+ * on the answer, which goes behind body; no redirects, no proxy, nothing but HTTP. c and tls as cli_tls() has
+ * them. The caller sets the URL and cleans up. NULL: libcurl cannot. */
+CURL *cli_request(const struct cli *c, const struct cli_tls *tls, int64_t timeout_us,
+	struct curl_slist *headers, struct pr_buf *body);
+struct curl_slist *cli_bearer(const char *token); /* the caller frees; NULL for NULL */
+int64_t cli_timeout(const struct cli *c);         /* microseconds */
 int cli_connect(struct cli *c, struct pr_pg **ret, struct pr_err *err) PR_MUSTCHECK;
+const char *cli_login(void); /* whom the database took us for, as SQL takes a name */
 int cli_connect_outbox(
 	struct cli *c, struct pr_pg **ret, struct pr_err *err) PR_MUSTCHECK; /* and checks it */
 
-const char *cli_group(const struct cli *c);                /* NULL when unknown */
-const struct pr_strs *cli_properties(const struct cli *c); /* librdkafka's, NULL without -c */
+/* sink.c. Whether the group copies; -1. Refuses (exit 5) when it does: hint says what to do instead. */
+int cli_is_sink(struct pr_pg *pg, const char *group, struct pr_err *err) PR_MUSTCHECK;
+int cli_refuse_sink(struct pr_pg *pg, const char *group, const char *hint, struct pr_err *err) PR_MUSTCHECK;
+
+const char *cli_group(const struct cli *c); /* NULL when unknown */
+/* A client of the brokers with -c's properties. Secrets are looked up when they are first used: a verb that
+ * does not use them needs none. */
+rd_kafka_t *cli_kafka(
+	struct cli *c, rd_kafka_type_t type, const struct pr_kafka_prop *ours, struct pr_err *err);
+const struct pr_strs *cli_properties(const struct cli *c); /* once there was such a client; NULL without -c */
+/* The bearer token; NULL: none. */
+int cli_token(struct cli *c, const char **ret, struct pr_err *err) PR_MUSTCHECK;
+
+/* position.c: why a relay would refuse this database; "": it would not. */
+int cli_position_judge(struct cli *c, struct pr_pg *pg, int *ret_found, char *why, size_t size,
+	struct pr_err *err) PR_MUSTCHECK;
 
 /* fetch.c: GET from the relay. *ret_body is malloc'd. -1 with exit 69 when nobody answers. */
-int cli_fetch(const struct cli *c, const char *url, const char *path, int *ret_status, char **ret_body,
+int cli_fetch(struct cli *c, const char *url, const char *path, int *ret_status, char **ret_body,
 	struct pr_err *err) PR_MUSTCHECK;
 
 /* A value of a result, NULL for SQL NULL; borrowed from res. */
@@ -221,6 +269,9 @@ const char *cli_cell(const PGresult *res, int row, int col);
 int64_t cli_cell_int(const PGresult *res, int row, int col);
 char *cli_cell_bytes(
 	const PGresult *res, int row, int col, size_t *ret_len); /* of a bytea; malloc'd, NUL behind it */
+
+/* SQL: who does it, of --by; the login's name without. */
+#define CLI_BY(param) "coalesce(" param "::text, session_user::text)"
 
 /* Destructive verbs: 0 to go on; otherwise fills err (exit 5). what: "skip 1 event of key ..." */
 int cli_confirmed(const struct cli *c, struct pr_err *err, const char *fmt, ...) PR_PRINTF(3, 4) PR_MUSTCHECK;
@@ -254,6 +305,35 @@ int verb_position_show(struct cli *c);
 int verb_position_set(struct cli *c);
 int verb_position_adopt(struct cli *c);
 int verb_explain_error(struct cli *c);
+int verb_doctor(struct cli *c);
+int verb_trace(struct cli *c);
+int verb_show_lag(struct cli *c);
+int verb_show_topics(struct cli *c);
+int verb_show_config(struct cli *c);
+int verb_tail(struct cli *c);
+int verb_top(struct cli *c);
+int verb_reconcile(struct cli *c);
+int verb_catalogue(struct cli *c);
+int verb_asyncapi(struct cli *c);
+int verb_import_debezium(struct cli *c);
+int verb_adopt(struct cli *c);
+int verb_saga_start(struct cli *c);
+int verb_saga_list(struct cli *c);
+int verb_saga_show(struct cli *c);
+int verb_saga_retry(struct cli *c);
+int verb_saga_skip(struct cli *c);
+int verb_saga_undo(struct cli *c);
+int verb_saga_abort(struct cli *c);
+int verb_saga_edit_data(struct cli *c);
+int verb_saga_migrate(struct cli *c);
+int verb_saga_graph(struct cli *c);
+int verb_saga_simulate(struct cli *c);
+int verb_show_sagas(struct cli *c);
+int verb_alerts_list(struct cli *c);
+int verb_alerts_show(struct cli *c);
+int verb_alerts_ack(struct cli *c);
+int verb_alerts_resolve(struct cli *c);
+int verb_ui(struct cli *c);
 int verb_bench(struct cli *c);
 int verb_demo(struct cli *c);
 int verb_completion(struct cli *c);

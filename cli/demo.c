@@ -44,11 +44,12 @@ int verb_demo(struct cli *c)
 	const char *once = cli_has(c, "once") ? "ONCE=1" : "ONCE=";
 
 	if (!root) {
-		(void)printf(
-			"The demonstration is part of the source:\n\n"
-			"  git clone <the repository> postrider\n  cd postrider\n  make demo%s\n\n"
-			"It starts a private Postgres, a real Kafka, the relay and a producer in a directory "
-			"of its own,\nkills and stops them before your eyes, and counts at the end.\n",
+		(void)printf("The demonstration is part of the source:\n\n"
+			     "  git clone <the repository> postrider\n  cd postrider\n  make demo%s\n\n"
+			     "It starts a private Postgres, a real Kafka, Redis and all services of the box "
+			     "office in a "
+			     "directory of\nits own, lets a crowd in, breaks things before your eyes, and "
+			     "counts at the end.\n",
 			once[5] ? " ONCE=1" : "");
 		return PR_EX_OK;
 	}

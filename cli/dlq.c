@@ -76,8 +76,8 @@ static void one_row(struct cli_table *t, const struct dlq_scan *s)
 
 static int list_all(struct cli *c, struct dlq_scan *s, struct pr_err *err)
 {
-	static const char *const heads[] = { ">ENTRY", "GROUP", "TOPIC", "KEY", "TYPE", "FAILURE",
-		"BURIED (UTC)", "STATE", "REASON" };
+	static const char *const heads[] = { ">ENTRY", "=GROUP", "=TOPIC", "KEY", "=TYPE", "=FAILURE",
+		"BURIED (UTC)", "=STATE", "~REASON" };
 	struct cli_table t = { .ncols = 9, .heads = heads };
 	int64_t n = 0, limit = cli_int(c, "limit", 100);
 	int rc;

@@ -101,6 +101,7 @@ void dlq_causes_add(struct dlq_causes *s, const struct dlq_fact *f);
 void dlq_causes_print(struct dlq_causes *s, int json); /* the largest first */
 int64_t dlq_causes_total(const struct dlq_causes *s);
 int dlq_causes_count(const struct dlq_causes *s);
+const char *dlq_causes_group(const struct dlq_causes *s, int i);
 
 /* The name of a cause: 8 hexadecimal digits of class, code and shape. */
 void dlq_cause_id(const char *cls, const char *code, const char *reason, char *buf /* [9] */);

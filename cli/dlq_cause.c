@@ -260,6 +260,11 @@ int dlq_causes_count(const struct dlq_causes *s)
 	return s->n;
 }
 
+const char *dlq_causes_group(const struct dlq_causes *s, int i)
+{
+	return s->v[i].group;
+}
+
 static int largest_first(const void *a, const void *b)
 {
 	const struct cause *x = a, *y = b;
@@ -318,8 +323,8 @@ static void add_row(struct cli_table *t, const struct cause *k)
 
 void dlq_causes_print(struct dlq_causes *s, int json)
 {
-	static const char *const heads[] = { "CAUSE", ">COUNT", "GROUP", "FAILURE", "OLDEST", "NEWEST",
-		"EXAMPLE", "REASON" };
+	static const char *const heads[] = { "CAUSE", ">COUNT", "=GROUP", "FAILURE", ">OLDEST", ">NEWEST",
+		">EXAMPLE", "~REASON" };
 	struct cli_table t = { .ncols = 8, .heads = heads };
 
 	/* The slots point to the unsorted places: nothing is added after this. */

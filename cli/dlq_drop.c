@@ -11,13 +11,13 @@
 static int drop_chunk(
 	const struct cli *c, struct pr_pg *pg, const int64_t *v, int n, int64_t *dropped, struct pr_err *err)
 {
-	const char *params[2] = { NULL, cli_str(c, "note") };
+	const char *params[3] = { NULL, cli_str(c, "note"), cli_str(c, "by") };
 	struct pr_buf b = { 0 };
 	PGresult *res;
 
 	dlq_put_array(&b, v, n);
 	params[0] = b.s;
-	res = pr_pg_exec(pg, "SELECT inbox.dlq_drop($1::bigint[], $2)", 2, params, err);
+	res = pr_pg_exec(pg, "SELECT inbox.dlq_drop($1::bigint[], $2, " CLI_BY("$3") ")", 3, params, err);
 	pr_buf_free(&b);
 	if (!res)
 		return -1;
@@ -111,7 +111,7 @@ int verb_dlq_drop(struct cli *c)
 
 int verb_dlq_note(struct cli *c)
 {
-	const char *params[2] = { c->args[0], c->args[1] };
+	const char *params[3] = { c->args[0], c->args[1], cli_str(c, "by") };
 	struct pr_err err = { 0 };
 	struct pr_pg *pg = NULL;
 	PGresult *res = NULL;
@@ -119,8 +119,8 @@ int verb_dlq_note(struct cli *c)
 	int rc = PR_EX_OK;
 
 	if (dlq_entry(c->args[0], &entry, &err) < 0 || cli_connect_outbox(c, &pg, &err) < 0 ||
-		!(res = pr_pg_exec(
-			  pg, "SELECT inbox.dlq_note($1::bigint, nullif($2, ''))", 2, params, &err)) ||
+		!(res = pr_pg_exec(pg, "SELECT inbox.dlq_note($1::bigint, nullif($2, ''), " CLI_BY("$3") ")",
+			  3, params, &err)) ||
 		(*PQgetvalue(res, 0, 0) != 't' && dlq_not_found(&err, entry) < 0))
 		rc = cli_failed(c, &err);
 	else if (cli_has(c, "json"))

@@ -229,12 +229,13 @@ static int show_diff(const struct edit *e, int quiet)
 	return differ;
 }
 
-static int save(struct pr_pg *pg, const char *entry, const struct edit *e, PGresult **ret, struct pr_err *err)
+static int save(const struct cli *c, struct pr_pg *pg, const char *entry, const struct edit *e,
+	PGresult **ret, struct pr_err *err)
 {
 	char *headers = cJSON_PrintUnformatted(e->headers);
 	unsigned char *payload = NULL;
 	const char *key = cli_cell(e->old, 0, L_KEY), *made;
-	const char *params[5] = { entry, NULL, headers };
+	const char *params[6] = { entry, NULL, headers, [5] = cli_str(c, "by") };
 	PGresult *res;
 	size_t n;
 
@@ -246,8 +247,9 @@ static int save(struct pr_pg *pg, const char *entry, const struct edit *e, PGres
 		params[3] = e->key;
 	params[4] = !e->is.s && !e->key ? "{payload,key}" : !e->is.s ? "{payload}" : !e->key ? "{key}" : "{}";
 	res = pr_pg_exec(pg,
-		"SELECT inbox.dlq_edit($1::bigint, $2::bytea, $3::jsonb, $4, clear => $5::text[])", 5, params,
-		err);
+		"SELECT inbox.dlq_edit($1::bigint, $2::bytea, $3::jsonb, $4, clear => $5::text[], by "
+		"=> " CLI_BY("$6") ")",
+		6, params, err);
 	if (res) {
 		made = PQgetvalue(res, 0, 0);
 		*ret = pr_pg_exec(pg, "SELECT entry, id FROM inbox.dead_letter WHERE entry = $1::bigint", 1,
@@ -296,7 +298,7 @@ static int edit(struct cli *c, struct pr_pg *pg, int64_t entry, struct edit *e, 
 		return 0;
 	if (e->by_hand && !cli_has(c, "yes") && !cli_agreed("make a new dead letter of this?"))
 		return 0;
-	return save(pg, cli_cell(e->old, 0, L_ENTRY), e, ret_made, err);
+	return save(c, pg, cli_cell(e->old, 0, L_ENTRY), e, ret_made, err);
 }
 
 int verb_dlq_edit(struct cli *c)

@@ -20,6 +20,7 @@ struct failure {
 /* What one run has come to. */
 struct run {
 	struct dlq_scan scan;
+	const char *by; /* NULL: the database's user */
 	int64_t *named; /* the operands, or NULL: what the filter finds */
 	int n_named, at;
 	int64_t last; /* highest entry at the start: failures come behind it */
@@ -85,20 +86,65 @@ static int next(struct run *r, int64_t *ret, struct pr_err *err)
 	return rc;
 }
 
+/* A sink looks at its topics and nowhere else: what is given back to it would wait for ever. */
+static int refuse_sink(struct pr_pg *pg, const char *group, struct pr_err *err)
+{
+	return cli_refuse_sink(pg, group,
+		"once what refused it is mended, publish the event anew; `postrider dlq show` has it, "
+		"`postrider "
+		"dlq drop` settles the dead letter",
+		err);
+}
+
+static int named_of_no_sink(struct run *r, struct pr_pg *pg, struct pr_err *err)
+{
+	struct pr_buf b = { 0 };
+	PGresult *res;
+	int rc = 0;
+
+	dlq_put_array(&b, r->named, r->n_named);
+	res = pr_pg_exec(pg,
+		"SELECT DISTINCT d.\"group\" FROM inbox.dead_letter AS d WHERE d.entry = ANY ($1::bigint[])",
+		1, (const char *const[]){ b.s }, err);
+	pr_buf_free(&b);
+	for (int i = 0; res && i < PQntuples(res) && rc == 0; i++)
+		rc = refuse_sink(pg, PQgetvalue(res, i, 0), err);
+	PQclear(res);
+	return res ? rc : -1;
+}
+
+static int of_no_sink(struct run *r, const struct dlq_causes *causes, struct pr_pg *pg, struct pr_err *err)
+{
+	const char *group = "", *before;
+	int rc = 0;
+
+	if (r->named)
+		return named_of_no_sink(r, pg, err);
+	for (int i = 0; i < dlq_causes_count(causes) && rc == 0; i++) {
+		before = group;
+		group = dlq_causes_group(causes, i);
+		if (strcmp(group, before) != 0)
+			rc = refuse_sink(pg, group, err);
+	}
+	return rc;
+}
+
 /* ---- giving back and watching ---- */
 
 static int give_back(struct run *r, const int64_t *v, int n, int64_t rate, struct pr_err *err)
 {
 	char per_second[24];
 	struct pr_buf b = { 0 };
-	const char *params[2];
+	const char *params[3];
 	int rc;
 
 	dlq_put_array(&b, v, n);
 	(void)snprintf(per_second, sizeof(per_second), "%lld", (long long)rate);
 	params[0] = b.s;
 	params[1] = per_second;
-	rc = pr_pg_run(r->scan.pg, "SELECT inbox.dlq_retry($1::bigint[], $2::numeric)", 2, params, err);
+	params[2] = r->by;
+	rc = pr_pg_run(r->scan.pg, "SELECT inbox.dlq_retry($1::bigint[], $2::numeric, " CLI_BY("$3") ")", 3,
+		params, err);
 	pr_buf_free(&b);
 	return rc;
 }
@@ -380,8 +426,10 @@ int verb_dlq_retry(struct cli *c)
 		goto out;
 	}
 	dlq_scan_begin(&r->scan, c, pg, "dead");
+	r->by = cli_str(c, "by");
 	r->scan.through = r->last;
-	if (!r->named && dlq_count(c, pg, r->last, causes, &err) < 0) {
+	if ((!r->named && dlq_count(c, pg, r->last, causes, &err) < 0) ||
+		of_no_sink(r, causes, pg, &err) < 0) {
 		rc = cli_fail(&err);
 		goto out;
 	}

@@ -285,8 +285,8 @@ static void finish(struct reading *r)
 
 int dlq_list_topic(struct cli *c)
 {
-	static const char *const heads[] = { "ENTRY", "GROUP", "RECORD", "KEY", "TYPE", "FAILURE",
-		"BURIED (UTC)", "REASON" };
+	static const char *const heads[] = { ">ENTRY", "=GROUP", "RECORD", "KEY", "=TYPE", "=FAILURE",
+		"BURIED (UTC)", "~REASON" };
 	struct reading r = {
 		.c = c, .table = { .ncols = 8, .heads = heads }, .limit = cli_int(c, "limit", 100)
 	};

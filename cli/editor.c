@@ -56,6 +56,24 @@ static int write_all(int fd, const char *s, size_t n)
 	return 0;
 }
 
+/* Replaces a file only with --yes. */
+int cli_write_file(const struct cli *c, const char *file, const struct pr_buf *b, struct pr_err *err)
+{
+	int fd = open(file, O_WRONLY | O_CREAT | O_CLOEXEC | (cli_has(c, "yes") ? O_TRUNC : O_EXCL), 0644);
+	int rc = 0;
+
+	if (fd < 0) {
+		(void)failed(err, "write", file);
+		err->exit = errno == EEXIST ? PR_EX_REFUSED : PR_EX_FAILED;
+		return err->exit == PR_EX_REFUSED ? pr_hint(err, "--yes replaces it") : -1;
+	}
+	if (write_all(fd, b->s, b->len) < 0)
+		rc = failed(err, "write", file);
+	if (close(fd) < 0 && rc == 0)
+		rc = failed(err, "write", file);
+	return rc;
+}
+
 static int run_editor(const char *file, struct pr_err *err)
 {
 	const char *editor = getenv("VISUAL");

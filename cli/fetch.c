@@ -1,4 +1,5 @@
-/* cli/fetch.c -- one GET to the relay or a consumer, with a deadline and a bound on the answer.
+/* cli/fetch.c -- one GET to the relay or a consumer, with a deadline and a bound on the answer, and what each
+ * such request has.
  * Refuses redirects and anything but HTTP: the address may come from a file. */
 #include "cli/cli.h"
 #include "lib/clock.h"
@@ -20,17 +21,12 @@ static size_t on_body(char *data, size_t size, size_t n, void *ctx)
 	return size * n;
 }
 
-static struct curl_slist *headers(const struct cli *c)
+struct curl_slist *cli_bearer(const char *token)
 {
-	const char *token = c->loaded            ? c->conf.http.token
-			    : c->consumer_loaded ? c->consumer.http.token
-						 : NULL;
-	struct curl_slist *list = NULL;
+	struct curl_slist *list;
 	char *line;
 
-	if (!token || !*token)
-		token = getenv("POSTRIDER_TOKEN");
-	if (!token || !*token)
+	if (!token)
 		return NULL;
 	line = pr_asprintf("Authorization: Bearer %s", token);
 	list = curl_slist_append(NULL, line);
@@ -38,33 +34,44 @@ static struct curl_slist *headers(const struct cli *c)
 	return list;
 }
 
-static void set_up(
-	CURL *curl, const struct cli *c, const char *url, struct curl_slist *list, struct pr_buf *b)
+CURL *cli_request(const struct cli *c, const struct cli_tls *tls, int64_t timeout_us,
+	struct curl_slist *headers, struct pr_buf *body)
 {
-	(void)curl_easy_setopt(curl, CURLOPT_URL, url);
-	(void)curl_easy_setopt(curl, CURLOPT_HTTPHEADER, list);
+	CURL *curl = curl_easy_init();
+
+	if (!curl)
+		return NULL;
+	(void)curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
 	(void)curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
 	(void)curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
 	(void)curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
 	(void)curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L);
-	(void)curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, (long)(cli_timeout(c) / PR_MS));
+	(void)curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, (long)(timeout_us / PR_MS));
 	(void)curl_easy_setopt(curl, CURLOPT_USERAGENT, "postrider/" PR_VERSION);
 	(void)curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
-	(void)curl_easy_setopt(curl, CURLOPT_WRITEDATA, b);
+	(void)curl_easy_setopt(curl, CURLOPT_WRITEDATA, body);
+	cli_tls(curl, c, tls);
+	return curl;
 }
 
-int cli_fetch(const struct cli *c, const char *url, const char *path, int *ret_status, char **ret_body,
+int cli_fetch(struct cli *c, const char *url, const char *path, int *ret_status, char **ret_body,
 	struct pr_err *err)
 {
-	char *full = pr_asprintf("%s%s", url, path);
-	struct curl_slist *list = headers(c);
+	struct curl_slist *list = NULL;
 	struct pr_buf b = { 0 };
-	CURL *curl = curl_easy_init();
+	const char *token;
+	char *full;
+	CURL *curl;
 	CURLcode code = CURLE_OUT_OF_MEMORY;
 	long status = 0;
 
+	if (cli_token(c, &token, err) < 0)
+		return -1;
+	full = pr_asprintf("%s%s", url, path);
+	list = cli_bearer(token);
+	curl = cli_request(c, NULL, cli_timeout(c), list, &b);
 	if (curl) {
-		set_up(curl, c, full, list, &b);
+		(void)curl_easy_setopt(curl, CURLOPT_URL, full);
 		code = curl_easy_perform(curl);
 		(void)curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
 	}

@@ -14,6 +14,8 @@ struct done {
 	int migrations, topic_created;
 	int64_t partitions_made, partitions, version;
 	char *database, *topic;
+	struct pr_schema_edit *edits; /* n_edits of them */
+	int n_edits;
 };
 
 /* The function gives up after 50 ms rather than make a writer wait (55P03): asked again until the timeout. */
@@ -55,7 +57,7 @@ static int look(struct pr_pg *pg, struct done *d, struct pr_err *err)
 	d->version = cli_cell_int(res, 0, 1);
 	d->partitions = cli_cell_int(res, 0, 2);
 	PQclear(res);
-	return 0;
+	return pr_schema_edited(pg, &d->edits, &d->n_edits, err);
 }
 
 static int install(struct cli *c, struct done *d, struct pr_err *err)
@@ -74,8 +76,7 @@ static int install(struct cli *c, struct done *d, struct pr_err *err)
 
 static int make_topic(struct cli *c, struct done *d, struct pr_err *err)
 {
-	rd_kafka_t *rk = pr_kafka_new(RD_KAFKA_PRODUCER, cli_brokers(c),
-		c->loaded ? &c->conf.kafka.properties : NULL, NULL, NULL, NULL, err);
+	rd_kafka_t *rk = cli_kafka(c, RD_KAFKA_PRODUCER, NULL, err);
 	int rc;
 
 	if (!rk)
@@ -89,15 +90,50 @@ static int make_topic(struct cli *c, struct done *d, struct pr_err *err)
 
 static void report_json(const struct done *d)
 {
-	cJSON *o = cJSON_CreateObject();
+	cJSON *o = cJSON_CreateObject(), *edits;
 
 	(void)cJSON_AddStringToObject(o, "database", d->database);
 	cli_json_int(o, "migrations", d->migrations);
 	cli_json_int(o, "schema_version", d->version);
 	cli_json_int(o, "partitions", d->partitions);
+	edits = cJSON_AddArrayToObject(o, "edited");
+	for (int i = 0; i < d->n_edits; i++) {
+		const struct pr_schema_edit *e = &d->edits[i];
+		cJSON *edit = cJSON_CreateObject();
+
+		(void)cJSON_AddStringToObject(edit, "migration", e->name);
+		(void)cJSON_AddStringToObject(edit, "applied_at", e->applied_at);
+		(void)cJSON_AddItemToObject(
+			edit, "sha256", *e->theirs ? cJSON_CreateString(e->theirs) : cJSON_CreateNull());
+		(void)cJSON_AddStringToObject(edit, "this_program", e->ours);
+		(void)cJSON_AddItemToArray(edits, edit);
+	}
 	(void)cJSON_AddItemToObject(o, "topic", d->topic ? cJSON_CreateString(d->topic) : cJSON_CreateNull());
 	(void)cJSON_AddBoolToObject(o, "topic_created", d->topic_created);
 	cli_json_free_line(o);
+}
+
+/* Nothing is refused for it: it may be a comment that differs. But who meets a fault should know. */
+static void tell_edits(const struct done *d)
+{
+	for (int i = 0; i < d->n_edits; i++) {
+		const struct pr_schema_edit *e = &d->edits[i];
+
+		if (*e->theirs)
+			cli_say("note: %s was applied at %s from another text than this program's (sha256 "
+				"%.12s..., here %.12s...)",
+				e->name, e->applied_at, e->theirs, e->ours);
+		else
+			cli_say("note: %s was applied at %s by a program that kept no sum of its text",
+				e->name, e->applied_at);
+	}
+	if (d->n_edits == 0)
+		return;
+	cli_hint("use the release that made the schema; or make the database anew; or compare it with "
+		 "`postrider init --print`, apply by hand what differs, and say so:");
+	for (int i = 0; i < d->n_edits; i++)
+		(void)fprintf(stderr, "  UPDATE outbox.schema_version SET sha256 = '%s' WHERE number = %d;\n",
+			d->edits[i].ours, d->edits[i].number);
 }
 
 static void report(const struct cli *c, const struct done *d)
@@ -107,7 +143,7 @@ static void report(const struct cli *c, const struct done *d)
 	if (cli_has(c, "json")) {
 		report_json(d);
 	} else {
-		(void)printf("database %s: schemas outbox and inbox are %s (version %lld, %s ready)\n",
+		(void)printf("database %s: schemas outbox, inbox and saga are %s (version %lld, %s ready)\n",
 			database,
 			d->migrations == 0            ? "up to date"
 			: d->version == d->migrations ? "installed"
@@ -117,6 +153,7 @@ static void report(const struct cli *c, const struct done *d)
 			(void)printf(
 				"Kafka: topic %s %s\n", d->topic, d->topic_created ? "created" : "is there");
 	}
+	tell_edits(d);
 	if (!d->topic)
 		cli_say("no position topic was made; before a relay starts: postrider init -c relay.cfg "
 			"(or --brokers and --name)");
@@ -149,5 +186,6 @@ int verb_init(struct cli *c)
 	}
 	free(d.database);
 	free(d.topic);
+	free(d.edits);
 	return rc;
 }

@@ -119,7 +119,7 @@ void cli_safe(FILE *f, const char *s, size_t n)
 }
 
 /* Bytes of s that fill at most max cells. */
-static size_t fit(const char *s, size_t max, size_t *ret_cells)
+size_t cli_fit(const char *s, size_t max, size_t *ret_cells)
 {
 	size_t n = strlen(s), i = 0, cells = 0, len;
 	uint32_t c = 0;
@@ -143,16 +143,23 @@ size_t cli_cells(const char *s)
 {
 	size_t cells;
 
-	(void)fit(s, SIZE_MAX / 2, &cells);
+	(void)cli_fit(s, SIZE_MAX / 2, &cells);
 	return cells;
 }
 
-/* One word, with the spaces before it unless it begins a line. Returns its length in bytes. */
+/* One word, with the spaces before it unless it begins a line; of one that no line can hold, as much as one
+ * does. Returns its length in bytes. */
 static size_t put_word(FILE *f, const char *text, int spaces, int *at, int indent, int width)
 {
-	size_t n = strcspn(text, " \n");
+	size_t n = strcspn(text, " \n"), most = width > indent + 8 ? (size_t)(width - indent) : 8, fits;
 	char *word = pr_asprintf("%.*s", (int)n, text);
 	int cells = (int)cli_cells(word);
+
+	if ((size_t)cells > most) {
+		n = cli_fit(word, most, &fits);
+		word[n] = '\0';
+		cells = (int)fits;
+	}
 
 	if (*at > indent && *at + spaces + cells > width) {
 		(void)fprintf(f, "\n%*s", indent, "");
@@ -255,8 +262,6 @@ static const char *hint_for(const struct pr_err *err)
 		return err->hint;
 	if (strcmp(err->code, "3D000") == 0)
 		return "createdb makes one, then postrider init; else correct dbname";
-	if (strcmp(err->code, "42501") == 0)
-		return "GRANT outbox_operator TO the login, or inbox_operator for what is the consumers'";
 	return "";
 }
 
@@ -267,6 +272,8 @@ int cli_fail(const struct pr_err *err)
 	talk_word(cli_on(stderr, CLI_RED), "postrider", "%s", err->text);
 	if (*hint)
 		talk_word("", "hint", "%s", hint);
+	else if (strcmp(err->code, "42501") == 0)
+		talk_word("", "hint", "GRANT outbox_operator, inbox_operator TO %s", cli_login());
 	if (strcmp(err->code, "42501") == 0)
 		return PR_EX_NOPERM;
 	if (strcmp(err->code, "3D000") == 0)
@@ -398,113 +405,4 @@ int cli_flush(int rc)
 	talk_word("", "postrider", "could not write the output%s%s", errno ? ": " : "",
 		errno ? strerror(errno) : "");
 	return rc ? rc : PR_EX_FAILED;
-}
-
-void cli_table_add(struct cli_table *t, const char *const *cells)
-{
-	char **row = pr_calloc((size_t)t->ncols, sizeof(*row));
-
-	for (int i = 0; i < t->ncols; i++)
-		row[i] = cli_safe_str(cells[i] ? cells[i] : "");
-	t->rows = pr_realloc(t->rows, sizeof(*t->rows) * (size_t)(t->nrows + 1));
-	t->rows[t->nrows++] = row;
-}
-
-static size_t widest_cell(const struct cli_table *t, int column)
-{
-	size_t most = 1;
-
-	for (int r = 0; r < t->nrows; r++)
-		if (cli_cells(t->rows[r][column]) > most)
-			most = cli_cells(t->rows[r][column]);
-	return most;
-}
-
-static size_t sum_of(const size_t *width, int n)
-{
-	size_t sum = (size_t)(n - 1) * 2;
-
-	for (int i = 0; i < n; i++)
-		sum += width[i];
-	return sum;
-}
-
-/* Takes cells from the widest column, none below least[], until the table fits. */
-static void shrink_to(size_t *width, const size_t *least, int n, size_t room)
-{
-	for (size_t sum = sum_of(width, n); sum > room; sum--) {
-		int widest = -1;
-
-		for (int i = 0; i < n; i++)
-			if (width[i] > least[i] && (widest < 0 || width[i] > width[widest]))
-				widest = i;
-		if (widest < 0)
-			return;
-		width[widest]--;
-	}
-}
-
-/* Texts give way first, then headings of numbers, then texts again. A number is never cut: what is left of it
- * would be another one. */
-static void shrink(const struct cli_table *t, size_t *width, size_t room)
-{
-	size_t *least = pr_calloc((size_t)t->ncols, sizeof(*least));
-
-	for (int pass = 0; pass < 3; pass++) {
-		for (int i = 0; i < t->ncols; i++) {
-			if (t->heads[i][0] != '>')
-				least[i] = pass < 2 ? 8 : 4;
-			else
-				least[i] = pass < 1 ? width[i] : widest_cell(t, i);
-		}
-		shrink_to(width, least, t->ncols, room);
-	}
-	free(least);
-}
-
-static void print_cell(FILE *f, const char *s, size_t width, int right, int last)
-{
-	size_t cells, n = fit(s, width, &cells);
-	int cut = s[n] != '\0';
-
-	if (cut)
-		n = fit(s, width - 1, &cells);
-	if (right)
-		(void)fprintf(f, "%*s", (int)(width - cells - (size_t)cut), "");
-	(void)fprintf(f, "%.*s%s", (int)n, s, cut ? "…" : "");
-	if (!right && !last)
-		(void)fprintf(f, "%*s", (int)(width - cells - (size_t)cut), "");
-	(void)fputs(last ? "\n" : "  ", f);
-}
-
-void cli_table_print(struct cli_table *t, FILE *f)
-{
-	size_t *width = pr_calloc((size_t)t->ncols, sizeof(*width));
-
-	for (int i = 0; i < t->ncols; i++) {
-		size_t head = cli_cells(t->heads[i] + (t->heads[i][0] == '>'));
-
-		width[i] = widest_cell(t, i) > head ? widest_cell(t, i) : head;
-	}
-	if (cli_tty(f))
-		shrink(t, width, (size_t)cli_width(f));
-	for (int r = -1; r < t->nrows; r++) {
-		(void)fputs(r < 0 ? cli_on(f, CLI_DIM) : "", f);
-		for (int i = 0; i < t->ncols; i++) {
-			int right = t->heads[i][0] == '>';
-
-			print_cell(f, r < 0 ? t->heads[i] + right : t->rows[r][i], width[i], right,
-				i == t->ncols - 1);
-		}
-		(void)fputs(r < 0 ? cli_off(f) : "", f);
-	}
-	for (int r = 0; r < t->nrows; r++) {
-		for (int i = 0; i < t->ncols; i++)
-			free(t->rows[r][i]);
-		free(t->rows[r]);
-	}
-	free(t->rows);
-	free(width);
-	t->rows = NULL;
-	t->nrows = 0;
 }

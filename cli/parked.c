@@ -89,7 +89,7 @@ static void print_keys_json(const PGresult *res, int n)
 
 static void print_keys(const PGresult *res, int n)
 {
-	static const char *const heads[] = { "TOPIC", "KEY", ">EVENTS", ">HELD FOR", "REASON" };
+	static const char *const heads[] = { "=TOPIC", "KEY", ">EVENTS", ">HELD FOR", "~REASON" };
 	struct cli_table t = { .ncols = 5, .heads = heads };
 
 	for (int i = 0; i < n; i++) {
@@ -111,9 +111,7 @@ static void print_keys(const PGresult *res, int n)
 static int only_of_a_group(const struct cli *c)
 {
 	static const char *const names[] = { "partition", "no-key", "offset", "class", "code" };
-	int release = strcmp(c->verb->name, "parked release") == 0,
-	    skip = strcmp(c->verb->name, "parked skip") == 0,
-	    show = strcmp(c->verb->name, "parked show") == 0;
+	int release = strcmp(c->verb->name, "parked release") == 0;
 	struct pr_err err = { 0 };
 	const char *found = NULL;
 
@@ -122,8 +120,6 @@ static int only_of_a_group(const struct cli *c)
 			found = names[i];
 	if (!release && cli_given(c, "all"))
 		found = "all";
-	if (!skip && !show && cli_given(c, "id"))
-		found = "id";
 	if (!found)
 		return PR_EX_OK;
 	(void)cli_usage(&err, "--%s is for what a consumer group holds back: which one?", found);
@@ -420,7 +416,8 @@ static int find_keys(struct pr_pg *pg, const char *id, const char *topic, const 
 			err, "key \"%.80s\" is held back in %d topics: say which with --topic", key, w->n);
 	} else if (id && strcasecmp(id, w->v[0].id) != 0) {
 		(void)pr_fail(err, PR_REJECT,
-			"event %s waits behind %s: only the first of a key can be skipped", id, w->v[0].id);
+			"event %s waits behind %s: only the first of a key can be asked to %s", id,
+			w->v[0].id, w->what);
 		err->exit = PR_EX_REFUSED;
 	} else {
 		rc = 0;
@@ -432,16 +429,17 @@ out:
 }
 
 /* All in one transaction: all keys are asked for, or none. */
-static int request(struct pr_pg *pg, const struct work *w, struct pr_err *err)
+static int request(struct pr_pg *pg, const struct work *w, const char *by, struct pr_err *err)
 {
 	if (pr_pg_run(pg, "BEGIN", 0, NULL, err) < 0)
 		return -1;
 	for (int i = 0; i < w->n; i++) {
 		char seq[24];
-		const char *params[2] = { seq, w->what };
+		const char *params[3] = { seq, w->what, by };
 
 		(void)snprintf(seq, sizeof(seq), "%lld", (long long)w->v[i].seq);
-		if (pr_pg_run(pg, "SELECT outbox.parked_request($1::bigint, $2)", 2, params, err) < 0)
+		if (pr_pg_run(pg, "SELECT outbox.parked_request($1::bigint, $2, " CLI_BY("$3") ")", 3, params,
+			    err) < 0)
 			return -1;
 	}
 	return pr_pg_run(pg, "COMMIT", 0, NULL, err);
@@ -623,8 +621,9 @@ static int ask_relay(struct cli *c, const char *what, const char *id, const char
 		rc = cli_fail(&err);
 	} else {
 		qsort(w.v, (size_t)w.n, sizeof(*w.v), by_topic_key);
-		rc = request(pg, &w, &err) < 0 || wait_for_relay(c, pg, &w, &err) < 0 ? cli_fail(&err)
-										      : report(c, &w);
+		rc = request(pg, &w, cli_str(c, "by"), &err) < 0 || wait_for_relay(c, pg, &w, &err) < 0
+			     ? cli_fail(&err)
+			     : report(c, &w);
 	}
 	work_release(&w);
 	pr_pg_close(pg);
@@ -641,6 +640,7 @@ static int usage(struct cli *c, const char *text)
 
 int verb_parked_retry(struct cli *c)
 {
+	const char *id = cli_str(c, "id"), *key = cli_str(c, "key");
 	int rc;
 
 	if (cli_group(c))
@@ -648,9 +648,10 @@ int verb_parked_retry(struct cli *c)
 	rc = only_of_a_group(c);
 	if (rc != PR_EX_OK)
 		return rc;
-	if (!cli_has(c, "key"))
-		return usage(c, "which key? give --key (and --topic); `postrider parked release` does many");
-	return ask_relay(c, "retry", NULL, cli_str(c, "topic"), cli_str(c, "key"));
+	if ((id != NULL) == (key != NULL))
+		return usage(c, "which key? give --key (and --topic), or --id of its first event; "
+				"`postrider parked release` does many");
+	return ask_relay(c, "retry", id, cli_str(c, "topic"), key);
 }
 
 int verb_parked_skip(struct cli *c)

@@ -171,10 +171,10 @@ static void put_element(struct pr_buf *b, const char *s)
 	pr_buf_puts(b, "\"");
 }
 
-static int request(struct pr_pg *pg, struct work *w, struct pr_err *err)
+static int request(struct pr_pg *pg, struct work *w, const char *by, struct pr_err *err)
 {
 	struct pr_buf b = { 0 };
-	const char *params[2] = { NULL, w->what };
+	const char *params[3] = { NULL, w->what, by };
 	PGresult *res;
 	int rc;
 
@@ -190,7 +190,7 @@ static int request(struct pr_pg *pg, struct work *w, struct pr_err *err)
 		put_element(&b, w->v[i].entry);
 	pr_buf_puts(&b, "}");
 	params[0] = b.s;
-	rc = pr_pg_run(pg, "SELECT inbox.parked_request($1::bigint[], $2)", 2, params, err);
+	rc = pr_pg_run(pg, "SELECT inbox.parked_request($1::bigint[], $2, " CLI_BY("$3") ")", 3, params, err);
 	pr_buf_free(&b);
 	return rc;
 }
@@ -450,7 +450,8 @@ int parked_group_ask(struct cli *c, const char *what)
 		rc = cli_failed(c, &err);
 	else if (cli_has(c, "dry-run"))
 		rc = plan(c, &w);
-	else if (confirmed(c, &w, &err) < 0 || request(pg, &w, &err) < 0 || watch(c, pg, &w, &err) < 0)
+	else if (confirmed(c, &w, &err) < 0 || request(pg, &w, cli_str(c, "by"), &err) < 0 ||
+		 watch(c, pg, &w, &err) < 0)
 		rc = cli_fail(&err);
 	else
 		rc = report(c, &w);

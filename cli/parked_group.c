@@ -130,8 +130,8 @@ static const char *next_try(const PGresult *res, int i, char *buf, size_t size)
 
 static void list_text(const struct cli *c, const PGresult *res, int n)
 {
-	static const char *const heads[] = { "TOPIC", ">PARTITION", "KEY", ">EVENTS", "FAILURE", ">TRIES",
-		"NEXT TRY", ">HELD FOR", "REASON" };
+	static const char *const heads[] = { "=TOPIC", ">PARTITION", "KEY", ">EVENTS", "=FAILURE", ">TRIES",
+		"NEXT TRY", ">HELD FOR", "~REASON" };
 	struct cli_table t = { .ncols = 9, .heads = heads };
 
 	parked_heading(c);

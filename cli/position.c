@@ -123,15 +123,9 @@ static int kafka_ms(const struct cli *c)
 	return (int)(cli_timeout(c) / PR_MS);
 }
 
-static const struct pr_strs *properties(const struct cli *c)
+static int check_topic(struct cli *c, struct pr_err *err)
 {
-	return c->loaded ? &c->conf.kafka.properties : NULL;
-}
-
-static int check_topic(const struct cli *c, struct pr_err *err)
-{
-	rd_kafka_t *rk =
-		pr_kafka_new(RD_KAFKA_PRODUCER, cli_brokers(c), properties(c), NULL, NULL, NULL, err);
+	rd_kafka_t *rk = cli_kafka(c, RD_KAFKA_PRODUCER, NULL, err);
 	int rc;
 
 	if (!rk)
@@ -266,8 +260,8 @@ int verb_position_show(struct cli *c)
 
 	/* The position first: what is read later is never behind it. */
 	if (cli_need_kafka(c, &err) < 0 || check_topic(c, &err) < 0 ||
-		pr_position_read(cli_brokers(c), properties(c), cli_name(c), kafka_ms(c), &p, &found, &err) <
-			0 ||
+		pr_position_read(
+			cli_brokers(c), cli_properties(c), cli_name(c), kafka_ms(c), &p, &found, &err) < 0 ||
 		cli_connect_outbox(c, &pg, &err) < 0 || read_now(pg, &n, 0, &err) < 0) {
 		rc = cli_failed(c, &err);
 		goto out;
@@ -284,6 +278,29 @@ int verb_position_show(struct cli *c)
 			 "go on");
 out:
 	pr_pg_close(pg);
+	pr_position_release(&p);
+	now_release(&n);
+	return rc;
+}
+
+/* Not found, though a relay has run here: that is a problem too. */
+int cli_position_judge(
+	struct cli *c, struct pr_pg *pg, int *ret_found, char *why, size_t size, struct pr_err *err)
+{
+	struct pr_position p = { 0 };
+	struct now n = { 0 };
+	int rc = -1;
+
+	*why = '\0';
+	if (pr_position_read(
+		    cli_brokers(c), cli_properties(c), cli_name(c), kafka_ms(c), &p, ret_found, err) == 0 &&
+		read_now(pg, &n, 0, err) == 0)
+		rc = 0;
+	if (rc == 0 && *ret_found)
+		(void)mismatch(&p, &n, why, size);
+	else if (rc == 0 && n.relay)
+		(void)snprintf(
+			why, size, "the topic holds no position, though relay \"%s\" has run here", n.relay);
 	pr_position_release(&p);
 	now_release(&n);
 	return rc;
@@ -318,13 +335,12 @@ static int lock(struct pr_pg *pg, struct pr_err *err)
 	return refused(err);
 }
 
-static rd_kafka_t *producer(const struct cli *c, struct pr_err *err)
+static rd_kafka_t *producer(struct cli *c, struct pr_err *err)
 {
 	char *id = pr_asprintf("postrider.%s", cli_name(c));
 	const struct pr_kafka_prop ours[] = { { "transactional.id", id }, { "enable.idempotence", "true" },
 		{ NULL, NULL } };
-	rd_kafka_t *rk =
-		pr_kafka_new(RD_KAFKA_PRODUCER, cli_brokers(c), properties(c), ours, NULL, NULL, err);
+	rd_kafka_t *rk = cli_kafka(c, RD_KAFKA_PRODUCER, ours, err);
 
 	free(id);
 	return rk;
@@ -343,7 +359,7 @@ static int commit(rd_kafka_t *rk, int64_t deadline, struct pr_err *err)
 	}
 }
 
-static int produce(const struct cli *c, const char *record, struct pr_err *err)
+static int produce(struct cli *c, const char *record, struct pr_err *err)
 {
 	char *topic = pr_position_topic(cli_name(c));
 	int64_t deadline = pr_mono_us() + cli_timeout(c);

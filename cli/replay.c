@@ -60,8 +60,8 @@ static void add_row(struct cli_table *t, const PGresult *res, int i)
 
 int verb_replay_list(struct cli *c)
 {
-	static const char *const heads[] = { ">JOB", "GROUP", "TOPIC", "STATE", ">RECORDS", ">DONE",
-		">HANDLED", ">DUPLICATES", "BY", "NOTE" };
+	static const char *const heads[] = { ">JOB", "=GROUP", "=TOPIC", "STATE", ">RECORDS", ">DONE",
+		">HANDLED", ">DUPLICATES", "=BY", "~NOTE" };
 	struct cli_table t = { .ncols = 10, .heads = heads };
 	int64_t limit = cli_int(c, "limit", 100);
 	struct pr_err err = { 0 };
@@ -143,7 +143,7 @@ static enum cli_colour colour_of(const char *state)
 
 static void show_text(const PGresult *res, const PGresult *parts)
 {
-	static const char *const heads[] = { "TOPIC", ">PARTITION", ">FROM", ">TO", ">NEXT", ">DONE",
+	static const char *const heads[] = { "=TOPIC", ">PARTITION", ">FROM", ">TO", ">NEXT", ">DONE",
 		">HANDLED", ">DUPLICATES" };
 	struct cli_table t = { .ncols = 8, .heads = heads };
 	const char *state = cli_cell(res, 0, J_STATE), *note = cli_cell(res, 0, J_NOTE);

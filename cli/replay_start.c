@@ -232,6 +232,11 @@ int verb_replay_start(struct cli *c)
 	int rc;
 
 	if (!kind || names(c, &r, &err) < 0 || cli_connect_outbox(c, &pg, &err) < 0 ||
+		cli_refuse_sink(pg, r.group,
+			"stop the group and set next_offset in inbox.position back: what is there stays as "
+			"it is, "
+			"what is missing comes again",
+			&err) < 0 ||
 		cli_topic_open(c, r.topic, &r.t, &err) < 0 || check_partitions(c, &r, kind, &err) < 0 ||
 		range_find(c, pg, &r, kind, &err) < 0)
 		rc = cli_failed(c, &err);

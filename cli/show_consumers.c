@@ -28,7 +28,7 @@ enum { P_TOPIC, P_PARTITION, P_EPOCH, P_LANE_COUNT, P_NEXT, P_LANES, P_MOVED };
 
 /* Topics as Kafka has them, asked for once each. */
 struct topics {
-	const struct cli *c;
+	struct cli *c;
 	struct cli_topic *v;
 	char **names;
 	int n;
@@ -186,7 +186,7 @@ static void put_trouble(const PGresult *g, int i)
 
 static void put_partitions(struct topics *t, const PGresult *res)
 {
-	static const char *const heads[] = { "TOPIC", ">PARTITION", ">EPOCH", ">LANES", ">NEXT", ">END",
+	static const char *const heads[] = { "=TOPIC", ">PARTITION", ">EPOCH", ">LANES", ">NEXT", ">END",
 		">LAG", ">MOVED" };
 	struct cli_table table = { .ncols = 8, .heads = heads };
 

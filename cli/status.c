@@ -84,8 +84,46 @@ static int one_of(const char *word, const char *a, const char *b)
 	return word && (strcmp(word, a) == 0 || strcmp(word, b) == 0);
 }
 
+/* "postrider_saga_instances{saga="pay",state="STUCK"} 3" -> counts by state, over all names. */
+static void add_sagas(cJSON *counts, const char *line)
+{
+	const char *word = strstr(line, "state=\""), *number = strstr(line, "} ");
+	size_t n = word ? strcspn(word + 7, "\"\n") : 0;
+	cJSON *was;
+	char *state;
+
+	if (!n || !number || number < word)
+		return;
+	state = pr_asprintf("%.*s", (int)n, word + 7);
+	was = cJSON_GetObjectItemCaseSensitive(counts, state);
+	if (was)
+		cJSON_SetNumberValue(was, was->valuedouble + strtod(number + 2, NULL));
+	else
+		(void)cJSON_AddNumberToObject(counts, state, strtod(number + 2, NULL));
+	free(state);
+}
+
+/* Of an engine, what it counts of its sagas, among its metrics; without them the page is as good. */
+static void ask_sagas(struct cli *c, const char *url, struct health *h)
+{
+	static const char name[] = "postrider_saga_instances{";
+	struct pr_err ignored;
+	char *body = NULL;
+	int status = 0;
+	cJSON *counts;
+
+	if (cli_fetch(c, url, "/metrics", &status, &body, &ignored) < 0)
+		return;
+	counts = cJSON_AddObjectToObject(h->root, "sagas");
+	for (const char *line = body; status == 200 && line && *line;
+		line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
+		if (strncmp(line, name, sizeof(name) - 1) == 0)
+			add_sagas(counts, line);
+	free(body);
+}
+
 /* Both pages. 0, or -1 with exit 69 when it does not answer. */
-static int ask(const struct cli *c, const char *url, struct health *h, struct pr_err *err)
+static int ask(struct cli *c, const char *url, struct health *h, struct pr_err *err)
 {
 	char *body = NULL;
 	cJSON *readyz;
@@ -115,6 +153,8 @@ static int ask(const struct cli *c, const char *url, struct health *h, struct pr
 	h->state = get_str(h->root, "state");
 	h->sentence = get_str(h->root, "sentence");
 	h->hint = get_str(h->root, "hint");
+	if (get_str(h->root, "handler") && strcmp(get_str(h->root, "handler"), "saga") == 0)
+		ask_sagas(c, url, h);
 	/* A standby is not ready to publish, and should not be: its partner is. */
 	h->healthy = strcmp(h->state, "standby") == 0 || (strcmp(h->state, "ok") == 0 && h->ready);
 	return 0;
@@ -273,6 +313,24 @@ static void put_outcomes(const cJSON *handled)
 	pr_buf_free(&b);
 }
 
+/* "12 running, 1 stuck": those that have not ended. */
+static void put_sagas(const struct health *h)
+{
+	static const char *const states[] = { "RUNNING", "COMPENSATING", "STUCK", NULL };
+	static const char *const words[] = { "running", "compensating", "stuck" };
+	const cJSON *counts = get(h->root, "sagas");
+	struct pr_buf b = { 0 };
+	char n[48];
+
+	for (int i = 0; states[i]; i++)
+		if (get_num(counts, states[i]) >= 1)
+			pr_buf_printf(&b, "%s%s %s", b.len ? ", " : "",
+				cli_count((int64_t)get_num(counts, states[i]), n), words[i]);
+	if (counts)
+		put_line("sagas", "%s", b.len ? b.s : "none");
+	pr_buf_free(&b);
+}
+
 static void put_parked(double events, double keys)
 {
 	char a[64], b[64];
@@ -339,6 +397,7 @@ static void put_consumer_screen(const struct health *h)
 	put_lag(h);
 	put_rate(h);
 	put_outcomes(get(h->root, "handled"));
+	put_sagas(h);
 	put_parked(get_num(h->root, "parked_events"), get_num(h->root, "parked_keys"));
 	put_some("dead", h, "dead_letters", "dead letter");
 	put_some("retrying", h, "retrying", "dead letter");
@@ -374,7 +433,7 @@ static cJSON *as_json(const struct health *h)
 		"delivery", "lag_seconds", "pending_events", "published_total", "parked_events",
 		"parked_keys", "waiting", "problems", "postgres", "kafka", "uptime_seconds", NULL };
 	static const char *const consumer[] = { "group", "version", "state", "sentence", "hint", "handler",
-		"dedupe", "lanes", "assigned_partitions", "lag_seconds", "lag_events", "handled",
+		"dedupe", "lanes", "assigned_partitions", "lag_seconds", "lag_events", "handled", "sagas",
 		"parked_events", "parked_keys", "dead_letters", "retrying", "replays", "breaker", "problems",
 		"postgres", "kafka", "uptime_seconds", NULL };
 	cJSON *o = cJSON_CreateObject();
@@ -489,7 +548,7 @@ static int show_once(struct cli *c, const char *url)
 	int rc;
 
 	if (ask(c, url, &h, &err) < 0) {
-		rc = ask_database(c, url, &err);
+		rc = err.exit == PR_EX_CONFIG ? cli_fail(&err) : ask_database(c, url, &err);
 	} else {
 		if (cli_has(c, "json"))
 			cli_json_free_line(as_json(&h));

@@ -5,14 +5,15 @@
 #include "lib/clock.h"
 #include "lib/kafka.h"
 #include "lib/migrate.h"
+#include "lib/prog.h"
+#include "lib/rights.h"
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #define DEFAULT_URL "http://127.0.0.1:9470"
+
+static char login[140] = "the login"; /* of the last connection, as SQL takes it */
 
 /* Not every verb has every option; one it does not have was not given. */
 const char *cli_option(const struct cli *c, const char *name)
@@ -38,38 +39,33 @@ static const char *env(const char *name)
 	return s && *s ? s : NULL;
 }
 
-/* A consumer's file has a group, which a relay's must not have. What cannot be read is left to the parser,
- * which says why. */
-static int is_consumer_file(const char *file)
-{
-	char text[65536];
-	struct stat st;
-	int fd = open(file, O_RDONLY | O_NONBLOCK | O_CLOEXEC), found = 0;
-	ssize_t n =
-		fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? read(fd, text, sizeof(text) - 1) : 0;
-
-	if (fd >= 0)
-		(void)close(fd);
-	text[n > 0 ? n : 0] = '\0';
-	for (char *line = text, *end; *line && !found; line = end + (*end == '\n')) {
-		end = line + strcspn(line, "\n");
-		line += strspn(line, " \t");
-		found = strncmp(line, "group", 5) == 0 && strchr("=: \t", line[5]) && line < end;
-	}
-	return found;
-}
-
+/* Only what a verb uses is looked up (follow): a file may name secrets that its reader has no need of. */
 static int load(struct cli *c, const char *file, const char *const *set, size_t n, struct pr_err *err)
 {
-	if (c->verb->consumer || is_consumer_file(file)) {
-		if (pr_conf_load(file, pr_consumer_options, &c->consumer, set, n, &c->consumer_loaded, err) <
-			0)
+	struct pr_err other;
+
+	if (c->verb->consumer || pr_prog_whose(file, pr_relay_options, &other) < 0) {
+		if (pr_conf_load_unread(
+			    file, pr_consumer_options, &c->consumer, set, n, &c->consumer_loaded, err) < 0) {
+			(void)pr_prog_whose(file, pr_consumer_options, err);
 			return -1;
+		}
 		return pr_consumer_conf_validate(&c->consumer, c->consumer_loaded, err);
 	}
-	if (pr_conf_load(file, pr_relay_options, &c->conf, set, n, &c->loaded, err) < 0)
+	if (pr_conf_load_unread(file, pr_relay_options, &c->conf, set, n, &c->loaded, err) < 0)
 		return -1;
 	return pr_relay_conf_validate(&c->conf, c->loaded, err);
+}
+
+/* What the reference at a path of the relay's file, or of the consumer's, names takes its place. */
+static int follow(struct cli *c, const char *of_relay, const char *of_consumer, struct pr_err *err)
+{
+	if (c->loaded)
+		return pr_conf_follow(c->loaded, pr_relay_options, &c->conf, of_relay, err);
+	if (c->consumer_loaded)
+		return pr_conf_follow(
+			c->consumer_loaded, pr_consumer_options, &c->consumer, of_consumer, err);
+	return 0;
 }
 
 int cli_target(struct cli *c, struct pr_err *err)
@@ -104,6 +100,27 @@ const char *cli_conninfo(const struct cli *c)
 	return s ? s : "";
 }
 
+static const char *tls_file(const struct cli *c, const char *option, const char *name)
+{
+	const char *s = c ? cli_option(c, option) : NULL;
+
+	return s ? s : env(name);
+}
+
+void cli_tls(CURL *curl, const struct cli *c, const struct cli_tls *tls)
+{
+	const char *ca = tls && tls->ca ? tls->ca : tls_file(c, "tls-ca", "POSTRIDER_TLS_CA");
+	const char *cert = tls && tls->cert ? tls->cert : tls_file(c, "tls-cert", "POSTRIDER_TLS_CERT");
+	const char *key = tls && tls->key ? tls->key : tls_file(c, "tls-key", "POSTRIDER_TLS_KEY");
+
+	if (ca)
+		(void)curl_easy_setopt(curl, CURLOPT_CAINFO, ca);
+	if (cert)
+		(void)curl_easy_setopt(curl, CURLOPT_SSLCERT, cert);
+	if (key)
+		(void)curl_easy_setopt(curl, CURLOPT_SSLKEY, key);
+}
+
 /* Whether anybody said which database is meant. */
 int cli_conninfo_given(const struct cli *c)
 {
@@ -128,6 +145,24 @@ const struct pr_strs *cli_properties(const struct cli *c)
 	return c->loaded ? &c->conf.kafka.properties : NULL;
 }
 
+rd_kafka_t *cli_kafka(
+	struct cli *c, rd_kafka_type_t type, const struct pr_kafka_prop *ours, struct pr_err *err)
+{
+	if (follow(c, "kafka.properties", "kafka.properties", err) < 0)
+		return NULL;
+	return pr_kafka_new(type, cli_brokers(c), cli_properties(c), ours, NULL, NULL, err);
+}
+
+int cli_token(struct cli *c, const char **ret, struct pr_err *err)
+{
+	if (follow(c, "http.token", "http.token", err) < 0)
+		return -1;
+	*ret = c->loaded ? c->conf.http.token : c->consumer_loaded ? c->consumer.http.token : NULL;
+	if (!*ret || !**ret)
+		*ret = env("POSTRIDER_TOKEN");
+	return 0;
+}
+
 const char *cli_group(const struct cli *c)
 {
 	const char *s = cli_option(c, "group");
@@ -150,7 +185,8 @@ int cli_need_kafka(const struct cli *c, struct pr_err *err)
 {
 	if (cli_brokers(c) && cli_name(c))
 		return 0;
-	return cli_usage(err, "which relay? give -c relay.cfg, or --brokers and --name");
+	(void)cli_usage(err, "which relay? give -c relay.cfg, or --brokers and --name");
+	return c->consumer_loaded ? pr_hint(err, "%s is a consumer's file", cli_option(c, "config")) : -1;
 }
 
 int64_t cli_timeout(const struct cli *c)
@@ -159,16 +195,23 @@ int64_t cli_timeout(const struct cli *c)
 }
 
 /* "*:9470" and "0.0.0.0:9470" listen everywhere: here is somewhere. */
-static char *url_of_listen(const char *listen)
+char *cli_url_at(const char *scheme, const char *listen, int port)
+{
+	const char *colon = strrchr(listen, ':');
+	int n = colon ? (int)(colon - listen) : 0;
+
+	if (n == 0 || strncmp(listen, "*:", 2) == 0 || strncmp(listen, "0.0.0.0:", 8) == 0 ||
+		strncmp(listen, "[::]:", 5) == 0)
+		return pr_asprintf("%s://127.0.0.1:%d", scheme, port);
+	return pr_asprintf("%s://%.*s:%d", scheme, n, listen, port);
+}
+
+static char *url_of_listen(const char *listen, const struct pr_http_tls *tls)
 {
 	const char *port = strrchr(listen, ':');
 
-	if (!port)
-		return pr_strdup(DEFAULT_URL);
-	if (strncmp(listen, "*:", 2) == 0 || strncmp(listen, "0.0.0.0:", 8) == 0 ||
-		strncmp(listen, "[::]:", 5) == 0)
-		return pr_asprintf("http://127.0.0.1%s", port);
-	return pr_asprintf("http://%s", listen);
+	return port ? cli_url_at(tls->cert ? "https" : "http", listen, atoi(port + 1))
+		    : pr_strdup(DEFAULT_URL);
 }
 
 char *cli_url(const struct cli *c)
@@ -177,9 +220,9 @@ char *cli_url(const struct cli *c)
 	char *url;
 
 	if (!s && c->loaded && c->conf.http.listen)
-		return url_of_listen(c->conf.http.listen);
+		return url_of_listen(c->conf.http.listen, &c->conf.http.tls);
 	if (!s && c->consumer_loaded && c->consumer.http.listen)
-		return url_of_listen(c->consumer.http.listen);
+		return url_of_listen(c->consumer.http.listen, &c->consumer.http.tls);
 	if (!s)
 		s = env("POSTRIDER_URL");
 	url = pr_strdup(s ? s : DEFAULT_URL);
@@ -188,16 +231,49 @@ char *cli_url(const struct cli *c)
 	return url;
 }
 
+/* A group without one would be looked for in whatever database libpq finds. */
+static int has_database(const struct cli *c, struct pr_err *err)
+{
+	char *topic;
+
+	if (cli_option(c, "conninfo") || !c->consumer_loaded || c->consumer.database.conninfo)
+		return 0;
+	(void)pr_fail(err, PR_STOP,
+		"group \"%s\" has no database: there are no tables of parked messages, dead letters, replays "
+		"or"
+		" orders",
+		c->consumer.group);
+	err->exit = PR_EX_CONFIG;
+	topic = pr_consumer_dead_topic(&c->consumer, c->consumer.kafka.topics.v[0]);
+	(void)pr_hint(err, "its dead letters are in Kafka: postrider dlq list --from-topic %s", topic);
+	free(topic);
+	return -1;
+}
+
 int cli_connect(struct cli *c, struct pr_pg **ret, struct pr_err *err)
 {
-	const struct pr_pg_opts opts = {
-		.conninfo = cli_conninfo(c),
+	struct pr_pg_opts opts = {
 		.appname = "postrider",
 		.timeout_us = cli_timeout(c),
 		.wake_fd = -1,
 	};
+	const char *user;
 
-	return pr_pg_open(&opts, ret, err);
+	if (has_database(c, err) < 0)
+		return -1;
+	if (!cli_option(c, "conninfo") && follow(c, "source.conninfo", "database.conninfo", err) < 0)
+		return -1;
+	opts.conninfo = cli_conninfo(c);
+	if (pr_pg_open(&opts, ret, err) < 0)
+		return -1;
+	user = PQuser(pr_pg_conn(*ret));
+	(void)pr_quote_ident(user, strlen(user), login, sizeof(login));
+	return 0;
+}
+
+const char *cli_login(void)
+{
+	return login;
 }
 
 int cli_connect_outbox(struct cli *c, struct pr_pg **ret, struct pr_err *err)

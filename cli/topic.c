@@ -12,7 +12,7 @@ static int timeout_ms(const struct cli *c)
 	return (int)(cli_timeout(c) / PR_MS);
 }
 
-static rd_kafka_t *reader(const struct cli *c, struct pr_err *err)
+rd_kafka_t *cli_reader(struct cli *c, const char *reset, const char *wait_ms, struct pr_err *err)
 {
 	const struct pr_kafka_prop ours[] = {
 		{ "group.id", "postrider.cli" }, /* required by the library, never joined */
@@ -20,8 +20,8 @@ static rd_kafka_t *reader(const struct cli *c, struct pr_err *err)
 		{ "enable.auto.commit", "false" },
 		{ "enable.auto.offset.store", "false" },
 		{ "enable.partition.eof", "true" },
-		{ "auto.offset.reset", "error" },
-		{ "fetch.wait.max.ms", "10" },
+		{ "auto.offset.reset", reset },
+		{ "fetch.wait.max.ms", wait_ms },
 		{ "queued.max.messages.kbytes", "16384" },
 		{ "allow.auto.create.topics", "false" },
 		{ NULL, NULL },
@@ -31,7 +31,7 @@ static rd_kafka_t *reader(const struct cli *c, struct pr_err *err)
 		(void)cli_usage(err, "which Kafka? give --brokers, or -c");
 		return NULL;
 	}
-	return pr_kafka_new(RD_KAFKA_CONSUMER, cli_brokers(c), cli_properties(c), ours, NULL, NULL, err);
+	return cli_kafka(c, RD_KAFKA_CONSUMER, ours, err);
 }
 
 static int read_bounds(const struct cli *c, struct cli_topic *t, struct pr_err *err)
@@ -48,12 +48,12 @@ static int read_bounds(const struct cli *c, struct cli_topic *t, struct pr_err *
 	return 0;
 }
 
-int cli_topic_open(const struct cli *c, const char *name, struct cli_topic *t, struct pr_err *err)
+int cli_topic_open(struct cli *c, const char *name, struct cli_topic *t, struct pr_err *err)
 {
 	struct pr_topic_info info = { 0 };
 
 	*t = (struct cli_topic){ .name = name };
-	t->rk = reader(c, err);
+	t->rk = cli_reader(c, "error", "10", err);
 	if (!t->rk)
 		return -1;
 	if (pr_kafka_topic_info(t->rk, name, timeout_ms(c), &info, err) < 0)
@@ -78,6 +78,56 @@ void cli_topic_close(struct cli_topic *t)
 	free(t->lo);
 	free(t->hi);
 	*t = (struct cli_topic){ 0 };
+}
+
+int cli_topic_names(struct cli *c, void (*each)(void *ctx, const char *name), void *ctx, struct pr_err *err)
+{
+	const struct rd_kafka_metadata *md = NULL;
+	rd_kafka_t *rk = cli_reader(c, "error", "10", err);
+	rd_kafka_resp_err_t code;
+	int rc = 0;
+
+	if (!rk)
+		return -1;
+	code = rd_kafka_metadata(rk, 1, NULL, &md, timeout_ms(c));
+	if (code)
+		rc = pr_kafka_fail(err, code, "cannot list the topics");
+	for (int i = 0; rc == 0 && i < md->topic_cnt; i++)
+		if (pr_kafka_topic_valid(md->topics[i].topic, strlen(md->topics[i].topic)))
+			each(ctx, md->topics[i].topic);
+	if (md)
+		rd_kafka_metadata_destroy(md);
+	rd_kafka_destroy(rk);
+	return rc;
+}
+
+/* Whether the relay may write to a topic of that name: its route, with anything for ${aggregatetype}. */
+static int is_routed(const struct cli *c, const char *name)
+{
+	const char *route = c->loaded ? c->conf.route.topic : "outbox.event.${aggregatetype}";
+	const char *var = strstr(route, "${"), *rest = var ? strchr(var, '}') + 1 : "";
+	size_t n = strlen(name), before = var ? (size_t)(var - route) : 0, after = strlen(rest);
+
+	if (!var)
+		return strcmp(route, name) == 0;
+	return n > before + after && strncmp(name, route, before) == 0 && strcmp(name + n - after, rest) == 0;
+}
+
+int cli_is_topic_of(const struct cli *c, const char *name)
+{
+	if (!pr_kafka_topic_valid(name, strlen(name)))
+		return 0;
+	return c->consumer_loaded ? pr_consumer_reads(&c->consumer.kafka.topics, name) : is_routed(c, name);
+}
+
+int cli_topic_end(
+	const struct cli *c, const struct cli_topic *t, int partition, int64_t *ret, struct pr_err *err)
+{
+	int64_t lo;
+	rd_kafka_resp_err_t code =
+		rd_kafka_query_watermark_offsets(t->rk, t->name, partition, &lo, ret, timeout_ms(c));
+
+	return code ? pr_kafka_fail(err, code, t->name) : 0;
 }
 
 /* The first offset of each partition whose record is not older than the time; the end when there is none. */
@@ -145,6 +195,9 @@ int cli_topic_read(const struct cli *c, const struct cli_topic *t, const int64_t
 	int64_t give_up = pr_mono_us() + cli_timeout(c);
 	char *ended = pr_calloc((size_t)t->partitions + 1, 1);
 
+	/* The end of one that was read before may still arrive. */
+	for (int i = 0; i < t->partitions; i++)
+		ended[i] = from[i] >= to[i];
 	while (rc == 0 && open > 0) {
 		rd_kafka_message_t *m = rd_kafka_consumer_poll(t->rk, 100);
 		int what = 0;

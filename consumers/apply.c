@@ -65,18 +65,22 @@ static int look(struct lane *l, struct work *w, size_t n, struct pr_err *err)
 /* One line a second and lane: the tables have all of them. */
 static void tell(struct lane *l, const struct work *w)
 {
+	const struct outcome *why = message_why(w->m);
 	char code[64];
 
 	if (!pr_log_due(&l->told_us, PR_SEC))
 		return;
-	(void)snprintf(code, sizeof(code), "%s%s%s", pr_fail_class_str(w->v.why.cls),
-		w->v.why.code[0] ? ":" : "", w->v.why.code);
-	pr_log(PR_WARN, w->v.fate == FATE_BURY ? "dead letter" : "key parked", KS("topic", w->m->topic),
-		KI("partition", w->m->partition), KI("offset", w->m->offset), KS("code", code),
-		KI("attempts", w->m->attempts), KS("err", w->v.why.text));
+	(void)snprintf(code, sizeof(code), "%s%s%s", pr_fail_class_str(why->cls), why->code[0] ? ":" : "",
+		why->code);
+	pr_log(PR_WARN,
+		w->v.fate == FATE_BURY ? "dead letter"
+		: l->c->topics         ? "goes to a retry topic"
+				       : "key parked",
+		KS("topic", w->m->topic), KI("partition", w->m->partition), KI("offset", w->m->offset),
+		KS("code", code), KI("attempts", w->m->attempts), KS("err", why->text));
 }
 
-static void account(struct lane *l, const struct work *w, size_t n)
+void account(struct lane *l, const struct work *w, size_t n)
 {
 	static const enum handled as[] = { [FATE_HANDLE] = HANDLED,
 		[FATE_DONE] = HANDLED,
@@ -90,10 +94,12 @@ static void account(struct lane *l, const struct work *w, size_t n)
 
 	for (size_t i = 0; i < n; i++) {
 		count[as[w[i].v.fate]]++;
-		if (w[i].v.fate == FATE_PARK && !w[i].m->parked)
+		if (w[i].v.fate == FATE_PARK && !w[i].m->parked && !l->c->topics)
 			held_add(l, w[i].m);
 		if ((w[i].v.fate == FATE_PARK && !w[i].m->parked) || w[i].v.fate == FATE_BURY)
 			tell(l, &w[i]);
+		if (w[i].m->trace)
+			spans_end(l, &w[i]);
 		if (w[i].m->replay)
 			replay_done(w[i].m->replay, w[i].v.fate == FATE_SEEN);
 	}
@@ -127,9 +133,9 @@ static enum applied judge(const struct tx *t, int failed, struct outcome *ret, c
 		return FENCED;
 	if (failed >= 0 && failed == t->remember_at && is_code(err, "PRD01"))
 		return COLLIDED;
-	/* A transaction's own end fails by what the handler deferred. */
-	if (failed >= 0 && t->handler_at >= 0 &&
-		(failed == t->handler_at || (failed == t->s_n - 1 && err->kind == PR_REJECT))) {
+	/* A transaction's own end fails by what the handler deferred, whatever the code says. */
+	if (t->handler_at >= 0 &&
+		(failed == t->handler_at || (failed > t->handler_at && t->s[failed].at_end))) {
 		outcome_of(err, ret);
 		return FAILED;
 	}
@@ -139,9 +145,12 @@ static enum applied judge(const struct tx *t, int failed, struct outcome *ret, c
 /* A message whose undo fails is parked, to be seen; then it is handled, and perhaps undone, once more. */
 static void undo_failed(struct work *w, const struct outcome *why)
 {
+	struct outcome also = *message_why(w->m);
+
+	(void)snprintf(also.text, sizeof(also.text), "its undo failed: %.500s", why->text);
+	message_failed(w->m, &also);
 	w->v.fate = FATE_PARK;
 	w->v.delay_us = UNDO_AGAIN_US;
-	(void)snprintf(w->v.why.text, sizeof(w->v.why.text), "its undo failed: %.500s", why->text);
 }
 
 /* ---------------------------------------------------------------- effects inside */
@@ -243,7 +252,7 @@ static enum applied inside(struct tx *t, struct outcome *ret, struct pr_err *err
 /* ---------------------------------------------------------------- effects outside */
 
 /* Fates after the handler's answers. */
-static void take_answers(struct tx *t, const struct outcome *out)
+void take_answers(struct tx *t, const struct outcome *out)
 {
 	for (size_t i = 0; i < t->m_n; i++) {
 		struct work *w = &t->w[t->index[i]];
@@ -271,7 +280,8 @@ static size_t settled(struct tx *t)
 	for (size_t i = 0; i < t->n; i++) {
 		if (t->w[i].v.fate == FATE_PENDING)
 			return i;
-		if (work_is_held(&t->w[i]) && (t->w[i].v.fate == FATE_PARK || ++held == HELD_MOST))
+		if (work_is_held(&t->w[i]) &&
+			(t->w[i].v.fate == FATE_PARK || t->w[i].m->parked || ++held == HELD_MOST))
 			return i + 1;
 	}
 	return t->n;
@@ -279,7 +289,7 @@ static size_t settled(struct tx *t)
 
 /* What undoes a buried message outside; 0 when it could not be: then the message is parked, to be seen. An
  * undo that a stop cut short did not fail: the message comes again. */
-static int undone_outside(struct tx *t, struct work *w, struct pr_err *err)
+int undone_outside(struct tx *t, struct work *w, struct pr_err *err)
 {
 	struct outcome out = { 0 };
 
@@ -359,7 +369,7 @@ out:
 /* ---------------------------------------------------------------- the way in */
 
 /* Of the oldest message of the batch, which came first. */
-static void time_it(struct lane *l, int64_t began_us, const struct message *first)
+void time_it(struct lane *l, int64_t began_us, const struct message *first)
 {
 	pr_observe(l->c->m.handle_seconds, (double)(pr_mono_us() - began_us) / (double)PR_SEC);
 	if (first->time_us >= 0 && !first->replay)
@@ -381,6 +391,10 @@ enum applied apply(struct lane *l, size_t n, size_t *ret_n, struct outcome *ret,
 	}
 	tx_init(&t, l, l->work, n);
 	take_steps(l, l->work, n);
+	if (l->torn) {
+		tx_free(&t);
+		return lane_torn(err);
+	}
 	*ret_n = n; /* that is what fails, if it does */
 	rc = l->c->ops->in_transaction ? inside(&t, ret, err) : outside(&t, ret_n, ret, err);
 	if (rc == APPLIED) {
@@ -401,14 +415,8 @@ enum applied move_idle(struct lane *l, struct pr_err *err)
 	struct outcome why;
 	struct tx t;
 
-	l->steps_n = 0;
-	for (size_t i = 0; i < l->served_n; i++)
-		if (!atomic_load(&l->served[i].part->dead) && (l->work_n == 0 || l->served[i].settled) &&
-			l->served[i].through > l->served[i].part->lane[l->served[i].lane].next)
-			step_of(l, l->served[i].part, l->served[i].lane)->next = l->served[i].through;
-	if (l->steps_n == 0)
+	if (take_idle(l) == 0)
 		return APPLIED;
-	qsort(l->steps, l->steps_n, sizeof(*l->steps), step_by_place);
 	tx_init(&t, l, l->work, 0);
 	tx_advance(&t, 1);
 	rc = submit(&t, &why, err);
@@ -417,27 +425,29 @@ enum applied move_idle(struct lane *l, struct pr_err *err)
 }
 
 /* The fence is the position, which does not move. */
-enum applied apply_parked(
-	struct lane *l, struct work *w, int *ret_last, struct outcome *ret, struct pr_err *err)
+enum applied apply_parked(struct lane *l, struct work *w, size_t n, size_t *ret_n, int *ret_last,
+	struct outcome *ret, struct pr_err *err)
 {
 	enum applied rc;
 	struct tx t;
-	size_t n = 1;
 
+	*ret_n = n;
 	if (w->skip)
 		w->v.fate = FATE_IGNORE;
 	else if (lane_dedupes(l) && w->v.fate == FATE_HANDLE && w->m->id_state != ID_OK)
 		undecodable(l, w); /* it was parked for what is before it */
-	if (lane_dedupes(l) && !l->c->ops->in_transaction && look(l, w, 1, err) < 0)
+	for (size_t i = 0; i < n; i++)
+		spans_begin(l, w[i].m);
+	if (lane_dedupes(l) && !l->c->ops->in_transaction && look(l, w, n, err) < 0)
 		return BROKEN;
-	tx_init(&t, l, w, 1);
-	take_steps(l, w, 1);
-	rc = l->c->ops->in_transaction ? inside(&t, ret, err) : outside(&t, &n, ret, err);
+	tx_init(&t, l, w, n);
+	take_steps(l, w, n);
+	rc = l->c->ops->in_transaction ? inside(&t, ret, err) : outside(&t, ret_n, ret, err);
 	*ret_last = t.last;
 	if (rc == APPLIED)
-		account(l, w, n);
+		account(l, w, *ret_n);
 	if (rc == FENCED)
-		lane_fenced(l);
+		lane_fenced(l, err);
 	l->steps_n = 0;
 	tx_free(&t);
 	return rc;

@@ -97,6 +97,17 @@ void args_array(struct args *a, Oid array, Oid element, size_t n)
 
 void args_element(struct args *a, const void *p, size_t n)
 {
+	struct {
+		uint32_t len;
+		char bytes[16];
+	} e = { .len = htonl((uint32_t)n) };
+
+	if (n <= sizeof(e.bytes)) { /* at once: there are thousands */
+		if (n > 0)
+			memcpy(e.bytes, p, n);
+		pr_buf_put(&a->text, &e, sizeof(e.len) + n);
+		return;
+	}
 	put_be32(&a->text, (uint32_t)n);
 	pr_buf_put(&a->text, p, n);
 }

@@ -1,6 +1,6 @@
 /* consumers/claim.c -- takes partitions over in Postgres: whoever has the higher epoch may commit. Refuses to
  * guess what the database did not say. */
-#include "consumers/consumer.h"
+#include "consumers/store.h"
 
 #include "lib/err.h"
 #include "lib/json.h"
@@ -41,13 +41,24 @@ static void read_lane(struct part_lane *l, PGresult *res, int row)
 	l->ended = number(res, row, ENDED);
 }
 
+/* Of a part with one lane: topics and partitions are spread over the workers. */
+static int first_worker(const struct claim_wanted *w, int workers)
+{
+	size_t n = (size_t)w->partition;
+
+	for (const char *p = w->topic; *p; p++)
+		n = n * 31 + (unsigned char)*p;
+	return (int)(n % (size_t)workers);
+}
+
 /* The part whose rows begin at *row: lane_count of them, in order; *row is moved behind them. */
-static struct part *read_part(const struct claim_wanted *w, size_t ord, int workers, PGresult *res, int *row)
+static struct part *read_part(
+	const struct claim_wanted *w, size_t ord, int workers, int one, PGresult *res, int *row)
 {
 	int lanes = *row < PQntuples(res) ? (int)number(res, *row, LANE_COUNT) : 0;
 	struct part *p;
 
-	if (lanes < 1 || lanes > PQntuples(res) - *row)
+	if (lanes < 1 || lanes > PQntuples(res) - *row || (one && lanes > 1))
 		return NULL;
 	p = pr_calloc(1, sizeof(*p) + (size_t)lanes * sizeof(p->lane[0]));
 	atomic_init(&p->refs, 1);
@@ -55,6 +66,8 @@ static struct part *read_part(const struct claim_wanted *w, size_t ord, int work
 	p->partition = w->partition;
 	p->lane_count = lanes;
 	p->workers = workers;
+	p->own_lane = one;
+	p->first = one ? first_worker(w, workers) : 0;
 	p->epoch = number(res, *row, EPOCH);
 	p->fresh = 1;
 	for (int i = 0; i < lanes; i++, (*row)++) {
@@ -71,6 +84,23 @@ static struct part *read_part(const struct claim_wanted *w, size_t ord, int work
 	return p;
 }
 
+/* Why there is no part of it; lanes: as its first row says, 0: it has none. */
+static int senseless(const struct consumer *c, const struct claim_wanted *w, int lanes, struct pr_err *err)
+{
+	if (c->store->one_lane && lanes > 1) {
+		(void)pr_fail(err, PR_STOP,
+			"group \"%s\" was of another kind: partition %" PRId32
+			" of \"%s\" has %d lanes that stand apart",
+			c->conf->group, w->partition, w->topic, lanes);
+		return pr_hint(err, "give the sink a group of its own: another name");
+	}
+	(void)pr_fail(err, PR_STOP,
+		"inbox.claim returned rows that make no sense for partition %" PRId32 " of \"%s\"",
+		w->partition, w->topic);
+	return pr_hint(err, "inbox.position was changed by hand: each partition needs its lanes 0 to "
+			    "lane_count - 1 with one epoch");
+}
+
 int claim_parts(struct consumer *c, struct pr_pg *pg, const struct claim_wanted *wanted, size_t n,
 	struct part **ret, struct pr_err *err)
 {
@@ -83,7 +113,7 @@ int claim_parts(struct consumer *c, struct pr_pg *pg, const struct claim_wanted 
 	if (n == 0)
 		return 0;
 	put_arrays(&topics, &partitions, wanted, n);
-	(void)snprintf(lanes, sizeof(lanes), "%d", workers);
+	(void)snprintf(lanes, sizeof(lanes), "%d", c->store->one_lane ? 1 : workers);
 	res = pr_pg_exec(pg,
 		"SELECT ord, lane, lane_count, next_offset, epoch, attempt_offset, attempt_batch, attempts,"
 		" ended FROM inbox.claim($1, $2, $3, $4)",
@@ -91,7 +121,7 @@ int claim_parts(struct consumer *c, struct pr_pg *pg, const struct claim_wanted 
 	if (!res)
 		goto out;
 	for (; done < n; done++) {
-		ret[done] = read_part(&wanted[done], done + 1, workers, res, &row);
+		ret[done] = read_part(&wanted[done], done + 1, workers, c->store->one_lane, res, &row);
 		if (!ret[done])
 			break;
 	}
@@ -99,12 +129,8 @@ int claim_parts(struct consumer *c, struct pr_pg *pg, const struct claim_wanted 
 		rc = 0;
 		goto out;
 	}
-	(void)pr_fail(err, PR_STOP,
-		"inbox.claim returned rows that make no sense for partition %" PRId32 " of \"%s\"",
-		wanted[done < n ? done : n - 1].partition, wanted[done < n ? done : n - 1].topic);
-	(void)pr_hint(err,
-		"inbox.position was changed by hand: each partition needs its lanes 0 to lane_count - 1"
-		" with one epoch");
+	rc = senseless(c, &wanted[done < n ? done : n - 1],
+		row < PQntuples(res) ? (int)number(res, row, LANE_COUNT) : 0, err);
 	while (done-- > 0)
 		part_drop(ret[done]);
 out:

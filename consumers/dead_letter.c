@@ -3,6 +3,7 @@
  * stays the truth; a row counts as published once Kafka has acknowledged it, so a crash may publish it twice.
  * Refuses to hold up anything: what the topic does not take stays in the table and is tried again. */
 #include "consumers/dead_letter.h"
+#include "consumers/spring.h"
 
 #include "lib/clock.h"
 #include "lib/fault.h"
@@ -11,7 +12,6 @@
 #include "lib/pg.h"
 #include "sql.h"
 
-#include <endian.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,66 +99,28 @@ static int open_producer(struct dead_letters *d, struct pr_err *err)
 
 /* ---------------------------------------------------------------- headers */
 
-static void put(rd_kafka_headers_t *h, const char *name, const void *value, size_t n)
-{
-	(void)rd_kafka_header_add(h, name, -1, value, (ssize_t)n);
-}
-
-static void put_text(rd_kafka_headers_t *h, const char *name, const char *text)
-{
-	put(h, name, text, strlen(text));
-}
-
 /* One row of dead_letter_next.sql. */
 struct row {
-	const char *topic, *cls, *code, *reason, *attempts;
+	const char *topic, *cls, *code, *reason;
+	unsigned attempts;
 	char cause[64];
 	int32_t partition;
 	int64_t offset, time_ms;
 };
 
-/* Spring writes numbers as big-endian bytes. */
-static void put_spring(rd_kafka_headers_t *h, const struct row *r, const char *group)
-{
-	uint32_t partition = htobe32((uint32_t)r->partition);
-	uint64_t offset = htobe64((uint64_t)r->offset), time = htobe64((uint64_t)r->time_ms);
-
-	put_text(h, "kafka_dlt-original-topic", r->topic);
-	put(h, "kafka_dlt-original-partition", &partition, sizeof(partition));
-	put(h, "kafka_dlt-original-offset", &offset, sizeof(offset));
-	if (r->time_ms >= 0) {
-		put(h, "kafka_dlt-original-timestamp", &time, sizeof(time));
-		put_text(h, "kafka_dlt-original-timestamp-type", "CreateTime");
-	}
-	put_text(h, "kafka_dlt-original-consumer-group", group);
-	put_text(h, "kafka_dlt-exception-fqcn", r->cause);
-	put_text(h, "kafka_dlt-exception-message", r->reason);
-	put_text(h, "kafka_dlt-exception-stacktrace", "");
-}
-
-/* Connect writes them as text. */
-static void put_connect(rd_kafka_headers_t *h, const struct row *r, const struct consumer *c)
-{
-	char text[24];
-
-	put_text(h, "__connect.errors.topic", r->topic);
-	(void)snprintf(text, sizeof(text), "%d", (int)r->partition);
-	put_text(h, "__connect.errors.partition", text);
-	(void)snprintf(text, sizeof(text), "%" PRId64, r->offset);
-	put_text(h, "__connect.errors.offset", text);
-	put_text(h, "__connect.errors.connector.name", c->conf->group);
-	put_text(h, "__connect.errors.task.id", "0");
-	put_text(h, "__connect.errors.stage", "TASK_PUT");
-	put_text(h, "__connect.errors.class.name", c->ops->kind);
-	put_text(h, "__connect.errors.exception.class.name", r->cause);
-	put_text(h, "__connect.errors.exception.message", r->reason);
-	put_text(h, "__connect.errors.exception.stacktrace", "");
-}
-
 static rd_kafka_headers_t *headers_of(const struct dead_letters *d, const struct row *r, const char *json)
 {
 	rd_kafka_headers_t *h = rd_kafka_headers_new(32);
 	struct message m = { .partition = 0 };
+	struct failure f = { .group = d->c->conf->group,
+		.handler = d->c->ops->kind,
+		.from = { .topic = r->topic,
+			.partition = r->partition,
+			.offset = r->offset,
+			.time_us = r->time_ms >= 0 ? r->time_ms * PR_MS : -1 },
+		.cause = r->cause,
+		.reason = r->reason,
+		.attempts = r->attempts };
 
 	message_read_headers(&m, json);
 	for (size_t i = 0; i < m.headers_n; i++)
@@ -166,9 +128,8 @@ static rd_kafka_headers_t *headers_of(const struct dead_letters *d, const struct
 			h, m.headers[i].name, -1, m.headers[i].value, (ssize_t)m.headers[i].len);
 	free(m.headers);
 	free(m.header_bytes);
-	put_spring(h, r, d->c->conf->group);
-	put_connect(h, r, d->c);
-	put_text(h, "postrider-attempts", r->attempts);
+	spring_put_failure(h, &f);
+	connect_put_failure(h, &f);
 	return h;
 }
 
@@ -199,7 +160,7 @@ static struct row row_of(const PGresult *res, int i)
 		.cls = PQgetvalue(res, i, 8),
 		.code = PQgetvalue(res, i, 9),
 		.reason = PQgetvalue(res, i, 10),
-		.attempts = PQgetvalue(res, i, 11),
+		.attempts = (unsigned)strtoul(PQgetvalue(res, i, 11), NULL, 10),
 		.time_ms = strtoll(PQgetvalue(res, i, 12), NULL, 10) };
 
 	(void)snprintf(r.cause, sizeof(r.cause), "%s%s%s", r.cls, *r.code ? ":" : "", r.code);

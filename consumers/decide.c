@@ -1,9 +1,10 @@
 /* consumers/decide.c -- what a failure means: class -> rule -> verdict, and the breaker. Refuses to bury what
  * a dead downstream refused: then nothing moves until one message has got through. */
-#include "consumers/lane.h"
+#include "consumers/topics.h"
 
 #include "lib/clock.h"
 #include "lib/log.h"
+#include "lib/rights.h"
 
 #include <string.h>
 
@@ -14,9 +15,7 @@
 
 const struct pr_rule *rule_of(const struct lane *l, const struct outcome *why)
 {
-	const struct pr_groups *own = &l->c->conf->errors;
-
-	return pr_policy_of(own->v, own->n, why->cls, why->code);
+	return pr_consumer_rule(l->c->conf, why->cls, why->code);
 }
 
 int64_t delay_of(const struct pr_rule *rule, const struct message *m, const struct outcome *why)
@@ -46,6 +45,8 @@ int may_park(struct lane *l)
 {
 	struct pr_err err;
 
+	if (l->c->topics)
+		return l->c->topics->stages > 0;
 	if (atomic_load(&l->c->parked_keys) < (uint64_t)pr_setting(&l->c->conf->limits.parked_keys))
 		return 1;
 	(void)pr_fail(&err, PR_RETRY, "%lld keys are parked, the most that limits.parked_keys allows",
@@ -61,7 +62,8 @@ void decide(struct lane *l, struct message *m, const struct outcome *why, struct
 	const struct pr_rule *rule = rule_of(l, why);
 	int used_up = rule->attempts > 0 && m->attempts >= (unsigned)rule->attempts, probed;
 
-	*ret = (struct verdict){ .fate = FATE_PENDING, .why = *why, .delay_us = delay_of(rule, m, why) };
+	message_failed(m, why);
+	*ret = (struct verdict){ .fate = FATE_PENDING, .delay_us = delay_of(rule, m, why) };
 	switch ((enum pr_policy)rule->policy) {
 	case PR_POLICY_RETRY:
 		if (used_up)
@@ -83,6 +85,8 @@ void decide(struct lane *l, struct message *m, const struct outcome *why, struct
 		}
 		break;
 	case PR_POLICY_PARK:
+		if (l->c->topics) /* a try for each retry topic; the last one again and again if for ever */
+			used_up = topics_last(l->c, m) && (rule->attempts > 0 || l->c->topics->stages == 0);
 		ret->fate = used_up ? FATE_BURY : m->parked || may_park(l) ? FATE_PARK : FATE_PENDING;
 		if (ret->fate == FATE_PENDING && ret->delay_us > FULL_US)
 			ret->delay_us = FULL_US;
@@ -107,6 +111,7 @@ void breaker_open(struct lane *l, const struct outcome *why, int64_t retry_after
 	struct consumer *c = l->c;
 	const struct pr_rule *rule = rule_of(l, why);
 	int64_t most = rule->backoff_max_us > 0 ? rule->backoff_max_us : RETRY_MAX_US, delay;
+	char mend[300] = "";
 	struct pr_err err;
 
 	if (!l->probing && atomic_load(&c->breaker_probe_us))
@@ -122,7 +127,10 @@ void breaker_open(struct lane *l, const struct outcome *why, int64_t retry_after
 	(void)pr_fail(&err, PR_RETRY, "%s", why->text);
 	(void)snprintf(err.code, sizeof(err.code), "%s%s%s", pr_fail_class_str(why->cls),
 		why->code[0] ? ":" : "", why->code);
-	(void)pr_hint(&err, "nothing is handled until one message gets through");
+	if (why->cls == PR_FAIL_SQLSTATE)
+		pr_rights_hint(
+			why->code, why->text, l->pg ? PQuser(pr_pg_conn(l->pg)) : NULL, mend, sizeof(mend));
+	(void)pr_hint(&err, "%s%snothing is handled until one message gets through", mend, *mend ? "; " : "");
 	health_trouble(c, TROUBLE_HANDLER, &err);
 }
 

@@ -1,6 +1,7 @@
 /* consumers/errand.c -- the thread that waits in the poll thread's place: for Postgres (claims) and for Kafka
  * (is it there, which offsets does a log hold). Refuses to decide anything. */
 #include "consumers/group.h"
+#include "consumers/topics.h"
 
 #include "lib/clock.h"
 #include "lib/kafka.h"
@@ -80,16 +81,31 @@ void errand_round(struct errand *e, unsigned round)
 	(void)pthread_mutex_unlock(&e->mutex);
 }
 
+/* Counted among the lanes that are broken: what they get done does not mend what a claim stands at, nor a
+ * claim what they stand at. */
+static void count(struct errand *e, int broken)
+{
+	if (broken != e->said)
+		atomic_fetch_add(&e->c->broken_lanes, broken ? 1 : -1);
+	e->said = broken;
+}
+
 /* A refusal is said and tried again like an absence: rights and migrations arrive while we wait. */
 static void say(struct errand *e, const struct pr_err *err)
 {
-	e->said = err != NULL;
+	count(e, err != NULL);
 	if (err && err->kind != PR_RETRY)
 		health_trouble(e->c, TROUBLE_REFUSED, err);
-	else
-		health_trouble(e->c, TROUBLE_POSTGRES, err);
+	else if (err || atomic_load(&e->c->broken_lanes) == 0)
+		health_trouble(e->c, e->c->store->trouble, err);
 	if (!err)
 		health_trouble(e->c, TROUBLE_REFUSED, NULL);
+}
+
+/* Once we stop nothing is claimed any more: no lane would begin with it. */
+static int is_waiting(const struct errand *e)
+{
+	return e->wanted && !e->claimed && !atomic_load(&e->c->stopping);
 }
 
 /* One try, unlocked: what is wanted belongs to this thread until claimed is set. */
@@ -97,10 +113,8 @@ static void claim(struct errand *e)
 {
 	struct part **parts = pr_calloc(e->wanted_n, sizeof(*parts));
 	struct pr_err err;
-	int rc = session_open(&e->pg, e->c, "claim", e->c->wake_fd, &err);
+	int rc = e->c->store->claim(e->c, e->rk, &e->pg, e->wanted, e->wanted_n, parts, &err);
 
-	if (rc == 0 && (rc = claim_parts(e->c, e->pg, e->wanted, e->wanted_n, parts, &err)) < 0)
-		(void)pr_wrap(&err, "cannot claim partitions");
 	if (rc < 0) {
 		free(parts);
 		if (atomic_load(&e->c->stopping))
@@ -200,16 +214,13 @@ static void topic_trouble(struct pr_err *err, const char *topic, rd_kafka_resp_e
 static void ask_kafka(struct errand *e)
 {
 	const struct rd_kafka_metadata *md = NULL;
+	int64_t since = pr_mono_us() - KAFKA_ASKED_US;
 	struct pr_err err = { 0 };
 	rd_kafka_resp_err_t code;
-	char last[256];
 
 	code = rd_kafka_metadata(e->rk, 0, NULL, &md, wait_ms(e));
 	if (code) {
-		(void)pr_kafka_fail(&err, code, "no broker answers");
-		pr_kafka_last_words(last, sizeof(last));
-		if (last[0])
-			(void)pr_hint(&err, "last word of the client: %s", last);
+		(void)pr_kafka_silent(since, "no broker answers", code, &err);
 	} else {
 		atomic_store(&e->c->kafka_contact_us, pr_mono_us());
 	}
@@ -296,10 +307,10 @@ static void *errand_thread(void *arg)
 		now = pr_mono_us();
 		if (e->wanted && !e->claimed && e->round != e->current)
 			no_claim(e);
-		to_claim = e->wanted && !e->claimed && now >= e->again_us;
+		to_claim = is_waiting(e) && now >= e->again_us;
 		to_look = e->log_topic && !e->log_known;
 		if (!to_claim && !to_look && now < e->ask_us) {
-			until = e->wanted && !e->claimed && e->again_us < e->ask_us ? e->again_us : e->ask_us;
+			until = is_waiting(e) && e->again_us < e->ask_us ? e->again_us : e->ask_us;
 			sleep_until(e, until);
 			continue;
 		}
@@ -320,7 +331,7 @@ static void *errand_thread(void *arg)
 
 void errand_start(struct errand *e, struct consumer *c, rd_kafka_t *rk)
 {
-	const struct pr_strs *topics = &c->conf->kafka.topics;
+	struct pr_strs topics = topics_read(c);
 	pthread_condattr_t attr;
 
 	memset(e, 0, sizeof(*e));
@@ -331,10 +342,10 @@ void errand_start(struct errand *e, struct consumer *c, rd_kafka_t *rk)
 	(void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	(void)pthread_cond_init(&e->changed, &attr);
 	(void)pthread_condattr_destroy(&attr);
-	e->topics = pr_calloc(topics->n + 1, sizeof(*e->topics));
-	for (size_t i = 0; i < topics->n; i++)
-		if (topics->v[i][0] != '^')
-			e->topics[e->topics_n++] = rd_kafka_topic_new(rk, topics->v[i], NULL);
+	e->topics = pr_calloc(topics.n + 1, sizeof(*e->topics));
+	for (size_t i = 0; i < topics.n; i++)
+		if (topics.v[i][0] != '^')
+			e->topics[e->topics_n++] = rd_kafka_topic_new(rk, topics.v[i], NULL);
 	e->started = pthread_create(&e->thread, NULL, errand_thread, e) == 0;
 	e->nudging = pthread_create(&e->nudger, NULL, nudge_thread, e) == 0;
 	if (!e->started || !e->nudging) {
@@ -361,6 +372,7 @@ int errand_stop(struct errand *e)
 	if (e->nudging && pthread_timedjoin_np(e->nudger, NULL, &deadline) != 0)
 		return -1;
 	e->nudging = 0;
+	count(e, 0);
 	no_claim(e);
 	free(e->nudge_topic);
 	e->nudge_topic = NULL;

@@ -50,6 +50,8 @@ static void sort_one(struct lane *l, struct work *w)
 		undecodable(l, w);
 	if (w->v.fate != FATE_FILTERED && keyset_has(l->keys, w->m) && !SABOTAGE(parked_key_passes))
 		w->v.fate = FATE_BEHIND;
+	if (w->v.fate != FATE_FILTERED && w->v.fate != FATE_BEHIND)
+		spans_begin(l, w->m);
 }
 
 int work_is_held(const struct work *w)
@@ -89,8 +91,8 @@ static void fetch_ahead(const struct lane *l, size_t i, size_t n)
 {
 	const struct message *m;
 
-	if (i + 8 < n)
-		__builtin_prefetch(l->work[i + 8].m);
+	for (size_t at = 0; i + 8 < n && at < sizeof(*m); at += 64)
+		__builtin_prefetch((const char *)l->work[i + 8].m + at, 1);
 	if (i + 4 >= n)
 		return;
 	m = l->work[i + 4].m;

@@ -1,12 +1,13 @@
-/* consumers/group.h -- the Kafka side from the inside: group.c (membership and positions), read.c (queues ->
- * lanes) and errand.c (what must be waited for) share it. All of it belongs to the poll thread but what is
- * said to be shared. */
+/* consumers/group.h -- the Kafka side from the inside: group.c (the poll thread, claims), member.c (the Kafka
+ * group), read.c (queues -> lanes), watch.c (ends of logs, gaps, lag for tools) and errand.c (what must be
+ * waited for) share it. All of it belongs to the poll thread but what is said to be shared. */
 #ifndef CONSUMERS_GROUP_H
 #define CONSUMERS_GROUP_H
 
 #include "consumers/consumer.h"
 
 #define QUEUE_MESSAGES 1000 /* of a partition that librdkafka fetches ahead, about */
+#define COMMIT_US      (5 * PR_SEC)
 
 enum slot_state {
 	SLOT_WANTED,   /* ours by Kafka; to be claimed at retry_us */
@@ -31,11 +32,13 @@ struct slot {
 	int64_t position;        /* next offset to be read; RD_KAFKA_OFFSET_BEGINNING */
 	struct held *held;       /* by lane (part->lane_count): read, but the lane was full; below position */
 	size_t held_bytes;
-	int full;   /* so much was held that its queue was left alone: librdkafka may sleep over it */
-	int at_end; /* as Kafka last said */
+	int64_t due_us; /* wall: the first that is held is not to be handled before; 0: at once */
+	int full;       /* so much was held that its queue was left alone: librdkafka may sleep over it */
+	int at_end;     /* as Kafka last said */
 	int64_t dry_us, dry_wait_us; /* not at the end, and nothing came: since, and when to ask for more */
 	int hot;                     /* its queue may hold something */
 	int touched;                 /* read in this turn: read_through is to be moved */
+	int anew;                    /* Kafka is to be told to read it from position, wherever it reads now */
 	int64_t equal_at;            /* lane count to be changed: read up to here, then drain; -1: no */
 	int64_t retry_us, claimed_us;
 	unsigned fenced; /* claims in a row that were soon fenced */
@@ -128,8 +131,11 @@ struct group {
 	unsigned round; /* of the assignment */
 	int reassign;   /* Kafka is to be told anew what is read, and from where */
 	int reserve;    /* lanes are to be told anew what they serve */
-	int astray;     /* records came through the consumer queue: the queues are to be opened anew */
-	int dry;        /* no lane had room for something in the last turn */
+	int bit_by_bit; /* the group gives and takes single partitions, not all at once */
+	int again;      /* this handle is shut out for good: another one joins at again_us */
+	int64_t again_us;
+	int64_t lost_us; /* when Kafka last threw us out unasked; INT64_MIN: not lately */
+	int dry;         /* no lane had room for something in the last turn */
 	int64_t tick_us, commit_us;
 	struct pr_err group_err; /* what the group coordinator complains of; "" nothing */
 	int64_t group_err_us;
@@ -137,6 +143,26 @@ struct group {
 	struct out out[LANES_MOST]; /* by worker */
 	int out_n;                  /* workers used so far */
 };
+
+/* group.c */
+void slots_add(struct group *g, const rd_kafka_topic_partition_list_t *list); /* those that are not there */
+void slots_remove(struct group *g, const char *topic, int32_t partition);     /* accepts one that is not */
+void slots_drop(struct group *g);                                             /* all */
+void slot_retire(struct group *g, struct slot *s);                 /* nothing of it may be handled any more */
+void slot_want(struct group *g, struct slot *s, int64_t retry_us); /* to be claimed (anew) */
+int slot_drained(const struct slot *s); /* every lane stands where reading stands */
+
+/* member.c */
+int member_begin(struct group *g, struct pr_err *err) PR_MUSTCHECK;
+void member_events(struct group *g); /* rebalances, errors; may set again, or stop the consumer */
+void member_assign(struct group *g); /* tells Kafka what is to be read, and from where */
+void member_leave(struct group *g);
+int member_release(struct group *g); /* frees the handle, within a bound; -1: it is still in use */
+
+/* watch.c */
+void watch_tick(struct group *g, int64_t now);
+void watch_commit(struct group *g, int64_t now); /* lazily */
+void watch_final_commit(struct group *g);        /* and waits for the answer, bounded */
 
 /* read.c: one turn through all partitions. Nonzero when there may be more to read at once. */
 int read_turn(struct group *g);

@@ -5,8 +5,11 @@
 
 #include "consumers/message.h"
 
+#include "lib/http.h"
 #include "lib/pg.h"
 #include "lib/policy.h"
+
+#include <stdatomic.h>
 
 enum op { OP_DO, OP_UNDO };
 
@@ -20,19 +23,32 @@ struct outcome {
 
 struct handler;
 
+struct hang; /* hang.h */
+
 struct handler_env {
 	const struct pr_consumer_conf *conf;
 	int lane;
-	int wake_fd; /* readable: give up at once; every message not yet handled is left as "behind": it did
-			not fail, and comes again */
+	int wake_fd; /* readable: begin nothing more; every message not yet handled is left as "behind": it
+			did not fail, and comes again */
+	_Atomic int64_t *end_us; /* then: what is under way has until then (monotonic). NULL, or 0: no time */
+	struct hang *hang;       /* told of each call that has no deadline of ours; NULL: nobody watches */
 };
 
+/* Once wake_fd is readable. */
+static inline int64_t handler_end_us(const struct handler_env *env)
+{
+	return env->end_us ? atomic_load(env->end_us) : 0;
+}
+
 struct handler_ops {
-	const char *kind; /* "sql", "c", "http", "exec" */
+	const char *kind; /* "sql", "c", "http", "exec", ... */
 
 	/* The effects are rows in the lane's transaction: inbox, effects, outbox and offset are one commit.
 	 * Otherwise they are outside, and may happen again after a crash; the message id goes along. */
 	int in_transaction;
+
+	/* Its statement for OP_UNDO undoes each message that is buried, whatever the config says. */
+	int undoes;
 
 	/* Checks what can be checked (function, ABI, executable) and makes an instance. PR_STOP with exit 78:
 	 * the config is wrong. PR_RETRY: later. pg is the lane's connection. */
@@ -52,8 +68,22 @@ struct handler_ops {
 	 * when pg itself broke. */
 	int (*run)(struct handler *h, struct pr_pg *pg, enum op op, struct message *const *m, size_t n,
 		struct outcome *out, struct pr_err *err);
+
+	/* Optional: a thread beside the lanes (its argument is the consumer): from their begin until
+	 * stopping. */
+	void *(*beside)(void *consumer);
+
+	/* Optional: routes of its own (ended by method NULL), ctx NULL; and what their workers need
+	 * (lib/http.h), made from the consumer. */
+	const struct pr_route *routes;
+	void *(*worker_open)(void *consumer);
+	void (*worker_close)(void *worker);
 };
 
-extern const struct handler_ops handler_sql, handler_c, handler_http, handler_exec;
+/* A C handler without a connection: its effects are outside, and each message is a call. */
+extern const struct handler_ops handler_c_outside;
+
+extern const struct handler_ops handler_sql, handler_c, handler_http, handler_exec, handler_saga,
+	handler_scheduler, handler_push, handler_sink, handler_canary;
 
 #endif

@@ -6,6 +6,7 @@
  * procedure), and with it the command tag. BEGIN and COMMIT have no business there; ROLLBACK may be a
  * ROLLBACK TO, but only of a handler that made a savepoint. */
 #include "consumers/handler.h"
+#include "consumers/hang.h"
 #include "consumers/outcome.h"
 #include "consumers/postrider_handler.h"
 
@@ -38,7 +39,8 @@ struct handler {
 	char deadline[80]; /* the statement that sets the server's, of this transaction */
 	const struct postrider_handler *user;
 	void *ctx;
-	int opened;
+	int opened, wake_fd;
+	struct hang *hang;
 	struct seen seen;
 
 	/* views of the messages of one call; grow and stay */
@@ -112,6 +114,13 @@ static int check_abi(const struct handler *h, const struct pr_consumer_conf *con
 	}
 	if (!h->user->handle)
 		return config_fail(err, "handler.library \"%s\" has no handle function", path);
+	if (!conf->database.conninfo && !(h->user->flags & POSTRIDER_NO_DATABASE)) {
+		(void)config_fail(
+			err, "handler.library \"%s\" needs a database, and the config names none", path);
+		return pr_hint(err,
+			"set database.conninfo; or, when its handle works with conn = NULL, say so"
+			" in its flags: POSTRIDER_NO_DATABASE");
+	}
 	if (conf->handler.undo && !(h->user->flags & POSTRIDER_CAN_UNDO)) {
 		(void)config_fail(
 			err, "handler.undo is true, but handler.library \"%s\" does not undo", path);
@@ -163,6 +172,8 @@ static int c_open(const struct handler_env *env, struct pr_pg *pg, struct handle
 	if (!env->conf->handler.library)
 		return config_fail(err, "handler.library is not set");
 	h = pr_calloc(1, sizeof(*h));
+	h->wake_fd = env->wake_fd;
+	h->hang = env->hang;
 	(void)snprintf(h->deadline, sizeof(h->deadline), "SET LOCAL statement_timeout = %lld",
 		(long long)(env->conf->handler.timeout_us / PR_MS + 1));
 	if (load(h, env->conf->handler.library, err) < 0 || check_abi(h, env->conf, err) < 0 ||
@@ -196,14 +207,18 @@ static void reserve(struct handler *h, size_t n, size_t headers)
 
 static void view(struct postrider_message *v, struct postrider_header *headers, const struct message *m)
 {
-	for (size_t i = 0; i < m->headers_n; i++)
+	struct origin o = message_origin(m);
+	size_t n;
+	const struct header *given = message_given_headers(m, &n);
+
+	for (size_t i = 0; i < n; i++)
 		headers[i] = (struct postrider_header){
-			.name = m->headers[i].name, .value = m->headers[i].value, .size = m->headers[i].len
+			.name = given[i].name, .value = given[i].value, .size = given[i].len
 		};
 	*v = (struct postrider_message){ .id = m->id_text,
-		.topic = m->topic,
-		.offset = m->offset,
-		.time_us = m->time_us,
+		.topic = o.topic,
+		.offset = o.offset,
+		.time_us = o.time_us,
 		.key = m->key,
 		.key_size = m->key_len,
 		.payload = m->payload,
@@ -211,8 +226,8 @@ static void view(struct postrider_message *v, struct postrider_header *headers, 
 		.type = m->type,
 		.type_size = m->type_len,
 		.headers = headers,
-		.headers_count = m->headers_n,
-		.partition = m->partition,
+		.headers_count = n,
+		.partition = o.partition,
 		.attempts = m->attempts,
 		.flags = (m->json ? POSTRIDER_IS_JSON : 0U) | (m->replay ? POSTRIDER_REPLAYED : 0U) };
 	memcpy(v->uuid, m->id, sizeof(v->uuid));
@@ -220,15 +235,15 @@ static void view(struct postrider_message *v, struct postrider_header *headers, 
 
 static void views(struct handler *h, struct message *const *m, size_t n)
 {
-	size_t headers = 0, at = 0;
+	size_t headers = 0, at = 0, given;
 
-	for (size_t i = 0; i < n; i++)
-		headers += m[i]->headers_n;
+	for (size_t i = 0; i < n; i++, headers += given)
+		(void)message_given_headers(m[i], &given);
 	reserve(h, n, headers);
 	memset(h->results, 0, n * sizeof(*h->results));
 	for (size_t i = 0; i < n; i++) {
 		view(&h->messages[i], h->headers_cap ? h->headers + at : NULL, m[i]);
-		at += m[i]->headers_n;
+		at += h->messages[i].headers_count;
 		h->message_at[i] = &h->messages[i];
 		h->result_at[i] = &h->results[i];
 	}
@@ -310,7 +325,19 @@ static int drain(PGconn *conn)
 
 /* ---------------------------------------------------------------- run */
 
-static int call(struct handler *h, PGconn *conn, enum op op, size_t n)
+/* Into the user's code, with n of the views that begin with m. */
+static int enter(struct handler *h, PGconn *conn, enum op op, const struct message *m, size_t n)
+{
+	int rc;
+
+	hang_begin(h->hang, m, n);
+	rc = h->user->handle(
+		h->ctx, conn, op == OP_UNDO ? POSTRIDER_UNDO : POSTRIDER_DO, h->message_at, n, h->result_at);
+	hang_end(h->hang);
+	return rc;
+}
+
+static int call(struct handler *h, PGconn *conn, enum op op, const struct message *m, size_t n)
 {
 	int blocking = !PQisnonblocking(conn), rc;
 
@@ -318,8 +345,7 @@ static int call(struct handler *h, PGconn *conn, enum op op, size_t n)
 	(void)PQregisterEventProc(conn, on_event, SYMBOL, NULL); /* 0 when it is registered already */
 	(void)PQsetInstanceData(conn, on_event, &h->seen);
 	(void)PQsetnonblocking(conn, 0);
-	rc = h->user->handle(
-		h->ctx, conn, op == OP_UNDO ? POSTRIDER_UNDO : POSTRIDER_DO, h->message_at, n, h->result_at);
+	rc = enter(h, conn, op, m, n);
 	if (!blocking && PQstatus(conn) == CONNECTION_OK)
 		(void)PQsetnonblocking(conn, 1);
 	return rc;
@@ -406,7 +432,7 @@ static int c_run(struct handler *h, struct pr_pg *pg, enum op op, struct message
 	views(h, m, n);
 	if (pr_pg_run(pg, h->deadline, 0, NULL, err) < 0)
 		return -1;
-	rc = call(h, conn, op, n);
+	rc = call(h, conn, op, m[0], n);
 	if (check_connection(h, conn, &left, err) < 0) {
 		(void)PQsetInstanceData(conn, on_event, NULL);
 		return -1;
@@ -424,6 +450,58 @@ static int c_run(struct handler *h, struct pr_pg *pg, enum op op, struct message
 			&out[0], PR_FAIL_REPLY, "failed", "the handler returned %d and named no message", rc);
 	return 0;
 }
+
+/* ---------------------------------------------------------------- without a database */
+
+static int stop_is_due(const struct handler *h)
+{
+	struct pollfd wake = { .fd = h->wake_fd, .events = POLLIN };
+
+	return poll(&wake, 1, 0) > 0;
+}
+
+static int same_key(const struct message *a, const struct message *b)
+{
+	return a->key && b->key && a->key_len == b->key_len && memcmp(a->key, b->key, a->key_len) == 0;
+}
+
+/* Whether an earlier one of its key was not handled. */
+static int is_behind(struct message *const *m, const struct outcome *out, size_t i)
+{
+	for (size_t k = 0; k < i; k++)
+		if (out[k].cls != PR_FAIL_NONE && same_key(m[k], m[i]))
+			return 1;
+	return 0;
+}
+
+/* Nothing is rolled back, so each message is a call of its own: it alone has failed when it has. */
+static int c_run_outside(struct handler *h, struct pr_pg *pg, enum op op, struct message *const *m, size_t n,
+	struct outcome *out, struct pr_err *err)
+{
+	int rc, failed = 0;
+
+	(void)pg;
+	(void)err;
+	for (size_t i = 0; i < n; i++) {
+		if (stop_is_due(h) || (failed && is_behind(m, out, i))) {
+			outcome_behind(&out[i]);
+			continue;
+		}
+		views(h, m + i, 1);
+		rc = enter(h, NULL, op, m[i], 1);
+		if (h->results[0].status != POSTRIDER_OK)
+			result_fail(&out[i], &h->results[0]);
+		else if (rc != 0)
+			outcome_fail(&out[i], PR_FAIL_REPLY, "failed",
+				"the handler returned %d and named no message", rc);
+		failed |= out[i].cls != PR_FAIL_NONE;
+	}
+	return 0;
+}
+
+const struct handler_ops handler_c_outside = {
+	.kind = "c", .in_transaction = 0, .open = c_open, .close = c_close, .run = c_run_outside
+};
 
 const struct handler_ops handler_c = {
 	.kind = "c", .in_transaction = 1, .open = c_open, .close = c_close, .run = c_run

@@ -41,6 +41,7 @@
 #define NONE           SIZE_MAX
 
 struct handler {
+	struct handler_env env;
 	const struct pr_consumer_conf *conf;
 	int lane, wake_fd;
 	struct subprocess p;
@@ -69,6 +70,8 @@ struct run {
 	size_t ready_head, ready_tail, flight_n, flight_max;
 	int64_t oldest_us; /* since when flight[0] is the oldest */
 	int lost_idle;     /* once already, without an answer since */
+	int stops;         /* we were told to: what is in flight has until end_us */
+	int64_t end_us;
 };
 
 struct answer {
@@ -186,6 +189,13 @@ static void blame(struct run *r, const struct outcome *why)
 		set_done(r, i);
 	}
 	r->flight_n = 0;
+}
+
+/* Nothing more is begun. */
+static void stop_begins(struct run *r)
+{
+	r->stops = 1;
+	r->end_us = handler_end_us(&r->h->env);
 }
 
 static void interrupted(struct run *r)
@@ -539,6 +549,8 @@ static int64_t next_deadline(const struct run *r)
 		at = h->hangup_us;
 	if (h->p.pidfd < 0 && pr_mono_us() + TICK < at)
 		at = pr_mono_us() + TICK;
+	if (r->stops && r->end_us < at)
+		at = r->end_us;
 	return at;
 }
 
@@ -547,7 +559,7 @@ static int wait_any(struct run *r)
 {
 	struct handler *h = r->h;
 	struct pollfd fds[5] = {
-		{ .fd = h->wake_fd, .events = POLLIN },
+		{ .fd = r->stops ? -1 : h->wake_fd, .events = POLLIN },
 		{ .fd = h->to_done < h->to.len ? h->p.in : -1, .events = POLLOUT },
 		{ .fd = h->p.out, .events = POLLIN },
 		{ .fd = h->p.err, .events = POLLIN },
@@ -578,8 +590,11 @@ static void turn(struct run *r)
 
 	if (r->flight_n == 0 && !is_well(r))
 		return;
-	feed(r);
-	if (wait_any(r)) {
+	if (!r->stops)
+		feed(r);
+	if (wait_any(r))
+		stop_begins(r);
+	if (r->stops && (r->flight_n == 0 || pr_mono_us() >= r->end_us)) {
 		interrupted(r);
 		return;
 	}
@@ -608,6 +623,8 @@ static int exec_run(struct handler *h, struct pr_pg *pg, enum op op, struct mess
 	(void)pg;
 	(void)err;
 	run_begin(&r);
+	if (wait_until(h->wake_fd, 0))
+		stop_begins(&r);
 	while (r.left > 0) {
 		ensure(&r);
 		if (r.left > 0 && h->p.pid > 0)
@@ -671,6 +688,7 @@ static int exec_open(
 		return -1;
 	}
 	h = pr_calloc(1, sizeof(*h));
+	h->env = *env;
 	h->conf = env->conf;
 	h->lane = env->lane;
 	h->wake_fd = env->wake_fd;

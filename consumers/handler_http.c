@@ -1,67 +1,26 @@
 /* consumers/handler_http.c -- POSTs each message to one address, many keys at once, those of one key one
- * after another. A 2xx is handled; everything else is a failure with the status as its code. The request
- * may come again after a crash: the message id goes along as Idempotency-Key and webhook-id.
+ * after another. A 2xx is handled; everything else is a failure with the status as its code.
  *
- * Refuses redirects, schemes other than http and https, cookies, credentials in the address, and a proxy:
- * the address in the config is where messages go, whatever the environment says. Of an answer at most
- * response_bytes of body and HEAD_MAX of head are read; the body only explains a failure.
- *
- * A status decides as soon as its head is there: a failure whose body is broken, slow or too long is still
- * that status, and a 2xx whose body is too long is cut and handled (it would be as long the next time).
- * Only a 2xx whose body breaks off or is late counts as no answer, for then the receiver may have died.
+ * Refuses credentials in the address: the address in the config is where messages go, whatever the
+ * environment says.
  *
  * Once a request got no answer at all, nothing new is begun in that run: with the receiver down or
  * hanging, a run of thousands of keys ends after one timeout. Nor is it after ROUND, so that a slow receiver
  * keeps the lane from its other duties for a moment only. What was not tried is left as "behind", and so is
- * what was under way when the consumer is told to stop: that is no failed try, and must not be the one that
- * makes a dead letter. */
-#include "consumers/handler.h"
+ * what is still under way some time after the consumer was told to stop: that is no failed try, and must not
+ * be the one that makes a dead letter. */
 #include "consumers/outcome.h"
-#include "consumers/webhook_sign.h"
+#include "consumers/webhook.h"
 
 #include "lib/clock.h"
-#include "lib/uuid.h"
 
-#include <curl/curl.h>
-#include <inttypes.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
-#define HEAD_MAX        (64 * 1024)       /* of one answer, interim ones (1xx) included */
-#define CONNECT_MAX_US  (10 * PR_SEC)     /* half of handler.timeout, but no longer */
-#define CONNECTION_LIFE 300L              /* seconds; then the name is looked up again */
-#define RETRY_AFTER_MAX (3600LL * PR_SEC) /* whoever asks for more gets this */
-#define ROUND           (2 * PR_SEC) /* what was handled is recorded so often, however slow the receiver is */
-#define WAIT_MS         10000        /* libcurl shortens it to its own deadlines */
-#define ID_SIZE         320          /* a topic's name is at most 249 bytes */
-#define NONE            SIZE_MAX
-
-/* One of `concurrency` requests; its buffers are used again and again. */
-struct request {
-	struct handler *h;
-	CURL *easy; /* NULL: idle */
-	struct curl_slist *headers;
-	struct pr_buf text; /* "id.timestamp.body", what is signed; the body is its tail */
-	size_t at;          /* the message it carries; NONE: idle */
-	size_t head_len, body_len;
-	char body[400]; /* how the answer's body begins */
-	size_t kept;
-	int cut, flooded; /* body, head longer than we read */
-	int64_t retry_after_us;
-	char problem[CURL_ERROR_SIZE];
-};
-
-struct handler {
-	struct handler_env env;
-	struct webhook_keys *keys; /* NULL: unsigned */
-	CURLM *multi;
-	struct request *request;
-	size_t requests;
-	char *where; /* host and port, for people */
-};
+#define ROUND   (2 * PR_SEC) /* what was handled is recorded so often, however slow the receiver is */
+#define WAIT_MS 10000        /* libcurl shortens it to its own deadlines */
+#define NONE    SIZE_MAX
 
 enum { WAITS, READY, FLYING, DONE };
 
@@ -75,7 +34,9 @@ struct plan {
 	unsigned char *state; /* WAITS until the one before it is handled */
 	size_t from;          /* all before it were begun */
 	size_t flying;
-	int silent;       /* a request got no answer */
+	int silent; /* a request got no answer */
+	int stops;  /* we were told to: what is under way has until end_us */
+	int64_t end_us;
 	int64_t until_us; /* nothing is begun from then on */
 };
 
@@ -120,21 +81,21 @@ static char *url_where(CURLU *u)
 }
 
 /* Does not show the address in errors: its query may hold a token. */
-static int check_url(const char *url, char **ret_where, struct pr_err *err)
+static int check_url(const char *option, const char *url, char **ret_where, struct pr_err *err)
 {
 	CURLU *u = curl_url();
 	CURLUcode code = u ? curl_url_set(u, CURLUPART_URL, url ? url : "", 0) : CURLUE_OUT_OF_MEMORY;
 	int rc = 0;
 
 	if (code != CURLUE_OK)
-		rc = pr_fail(err, PR_STOP, "handler.url is not a URL: %s", curl_url_strerror(code));
+		rc = pr_fail(err, PR_STOP, "%s.url is not a URL: %s", option, curl_url_strerror(code));
 	else if (!url_scheme_ok(u))
-		rc = pr_fail(err, PR_STOP, "handler.url must begin with http:// or https://");
+		rc = pr_fail(err, PR_STOP, "%s.url must begin with http:// or https://", option);
 	else if (has(u, CURLUPART_USER) || has(u, CURLUPART_PASSWORD)) {
-		(void)pr_fail(err, PR_STOP, "handler.url must not hold credentials");
-		rc = pr_hint(err, "send them in handler.headers: \"Authorization: Basic ...\"");
+		(void)pr_fail(err, PR_STOP, "%s.url must not hold credentials", option);
+		rc = pr_hint(err, "send them in %s.headers: \"Authorization: Basic ...\"", option);
 	} else if (has(u, CURLUPART_FRAGMENT))
-		rc = pr_fail(err, PR_STOP, "handler.url must not have a fragment (#...)");
+		rc = pr_fail(err, PR_STOP, "%s.url must not have a fragment (#...)", option);
 	else
 		*ret_where = url_where(u);
 	curl_url_cleanup(u);
@@ -156,352 +117,24 @@ static int is_header(const char *line)
 }
 
 /* Shows a header's name, never its value. */
-static int check_headers(const struct pr_strs *headers, struct pr_err *err)
+static int check_headers(const char *option, const struct pr_strs *headers, struct pr_err *err)
 {
 	for (size_t i = 0; i < headers->n; i++) {
 		const char *line = headers->v[i];
 		int name = (int)strcspn(line, ":");
 
 		if (!is_header(line)) {
-			(void)pr_fail(err, PR_STOP, "handler.headers: number %zu is no header", i + 1);
+			(void)pr_fail(err, PR_STOP, "%s.headers: number %zu is no header", option, i + 1);
 			(void)pr_hint(err, "write it as \"Name: value\", without control characters");
 			return bad_config(err);
 		}
 		if (pr_consumer_header_reserved(line, (size_t)name)) {
-			(void)pr_fail(err, PR_STOP, "handler.headers: %.*s is set by the consumer itself",
+			(void)pr_fail(err, PR_STOP, "%s.headers: %.*s is set by the consumer itself", option,
 				name > 64 ? 64 : name, line);
 			return bad_config(err);
 		}
 	}
 	return 0;
-}
-
-/* ---------------------------------------------------------------- answers */
-
-static int is_retry_after(const char *line, size_t len)
-{
-	static const char name[] = "retry-after:";
-
-	return len > sizeof(name) - 1 && strncasecmp(line, name, sizeof(name) - 1) == 0;
-}
-
-/* Seconds, or a date; 0: neither, or it has passed. */
-static int64_t retry_after(const char *value, size_t len, int64_t now_us)
-{
-	char text[64];
-	size_t digits;
-	int64_t us;
-
-	while (len > 0 && (*value == ' ' || *value == '\t'))
-		value++, len--;
-	while (len > 0 && strchr(" \t\r\n", value[len - 1]))
-		len--;
-	(void)snprintf(text, sizeof(text), "%.*s", (int)(len < sizeof(text) ? len : sizeof(text) - 1), value);
-	digits = strspn(text, "0123456789");
-	if (digits > 0 && !text[digits]) {
-		us = digits > 5 ? RETRY_AFTER_MAX : atoll(text) * PR_SEC;
-	} else {
-		time_t date = curl_getdate(text, NULL);
-
-		us = date < 0 ? 0 : (int64_t)date * PR_SEC - now_us;
-	}
-	return us < 0 ? 0 : us > RETRY_AFTER_MAX ? RETRY_AFTER_MAX : us;
-}
-
-static size_t on_head(char *line, size_t size, size_t n, void *ctx)
-{
-	struct request *req = ctx;
-	size_t len = size * n;
-
-	req->head_len += len;
-	if (req->head_len > HEAD_MAX) {
-		req->flooded = 1;
-		return 0;
-	}
-	if (len >= 5 && memcmp(line, "HTTP/", 5) == 0)
-		req->retry_after_us = 0; /* what an interim answer said */
-	else if (is_retry_after(line, len))
-		req->retry_after_us = retry_after(line + 12, len - 12, pr_wall_us());
-	return len;
-}
-
-static size_t on_body(char *data, size_t size, size_t n, void *ctx)
-{
-	struct request *req = ctx;
-	size_t len = size * n, room = sizeof(req->body) - req->kept;
-
-	req->body_len += len;
-	for (size_t i = 0; i < len && i < room; i++)
-		req->body[req->kept++] = data[i] ? data[i] : ' '; /* a NUL would end the text */
-	if (req->body_len <= (size_t)req->h->env.conf->handler.response_bytes)
-		return len;
-	req->cut = 1;
-	return 0;
-}
-
-static void fail_status(const struct request *req, long status, struct outcome *out)
-{
-	int redirect = status >= 300 && status < 400;
-	char code[16];
-
-	(void)snprintf(code, sizeof(code), "%03ld", status);
-	outcome_fail(out, PR_FAIL_HTTP, code, "%s answers %s%s%.*s", req->h->where, code,
-		redirect    ? " (redirects are not followed)"
-		: req->kept ? ": "
-			    : "",
-		redirect ? 0 : (int)req->kept, req->body);
-	out->retry_after_us = req->retry_after_us;
-}
-
-static int64_t reached(const struct request *req, CURLINFO what)
-{
-	curl_off_t us = 0;
-
-	(void)curl_easy_getinfo(req->easy, what, &us);
-	return us;
-}
-
-/* What it was waiting for when its time was up; the request's own code when that was the answer. */
-static const char *late_code(const struct request *req)
-{
-	long sent = 0;
-
-	(void)curl_easy_getinfo(req->easy, CURLINFO_REQUEST_SIZE, &sent);
-	if (sent > 0)
-		return "";
-	if (reached(req, CURLINFO_NAMELOOKUP_TIME_T) == 0)
-		return "dns";
-	return reached(req, CURLINFO_CONNECT_TIME_T) == 0 ? "connect" : "tls";
-}
-
-static const char *silent_code(const struct request *req, CURLcode code)
-{
-	switch (code) {
-	case CURLE_COULDNT_RESOLVE_HOST:
-		return "dns";
-	case CURLE_SSL_CONNECT_ERROR:
-	case CURLE_PEER_FAILED_VERIFICATION:
-	case CURLE_SSL_CERTPROBLEM:
-	case CURLE_SSL_CIPHER:
-	case CURLE_SSL_CACERT_BADFILE:
-	case CURLE_SSL_ISSUER_ERROR:
-	case CURLE_SSL_INVALIDCERTSTATUS:
-	case CURLE_SSL_CLIENTCERT:
-		return "tls";
-	case CURLE_OPERATION_TIMEDOUT:
-		return late_code(req);
-	default:
-		return "connect";
-	}
-}
-
-/* libcurl's own words; those of a refused or late connection hold the milliseconds it took, and then no two
- * failures read the same. */
-static const char *silent_words(const struct request *req, CURLcode code)
-{
-	if (req->flooded)
-		return "the head of its answer is too long";
-	if (code == CURLE_UNSUPPORTED_PROTOCOL)
-		return "its answer is not HTTP";
-	if (code == CURLE_OPERATION_TIMEDOUT || code == CURLE_COULDNT_CONNECT || !req->problem[0])
-		return curl_easy_strerror(code);
-	return req->problem;
-}
-
-static void fail_silent(const struct request *req, CURLcode code, struct outcome *out)
-{
-	const char *word = silent_code(req, code);
-
-	if (*word)
-		outcome_fail(out, PR_FAIL_HTTP, word, "no answer from %s: %s", req->h->where,
-			silent_words(req, code));
-	else
-		outcome_fail(out, PR_FAIL_TIMEOUT, "", "%s did not answer within %lld ms", req->h->where,
-			(long long)(req->h->env.conf->handler.timeout_us / PR_MS));
-}
-
-/* Whether there was an answer. */
-static int judge(const struct request *req, CURLcode code, struct outcome *out)
-{
-	long status = 0;
-
-	(void)curl_easy_getinfo(req->easy, CURLINFO_RESPONSE_CODE, &status);
-	if (!req->flooded && status >= 200 && status < 300 && (code == CURLE_OK || req->cut))
-		return 1;
-	if (!req->flooded && status > 0 && (status < 200 || status >= 300)) {
-		fail_status(req, status, out);
-		return 1;
-	}
-	fail_silent(req, code, out);
-	return 0;
-}
-
-/* ---------------------------------------------------------------- requests */
-
-static void add_header(struct curl_slist **list, const char *line)
-{
-	struct curl_slist *longer = curl_slist_append(*list, line);
-
-	if (!longer)
-		abort(); /* out of memory */
-	*list = longer;
-}
-
-/* libcurl reads "Name:" as "do not send it", and "Name;" as "send it empty". */
-static void add_own_header(struct curl_slist **list, const char *line)
-{
-	size_t name = strcspn(line, ":");
-	char *empty;
-
-	if (line[name + 1 + strspn(line + name + 1, " \t")]) {
-		add_header(list, line);
-		return;
-	}
-	empty = pr_asprintf("%.*s;", (int)name, line);
-	add_header(list, empty);
-	free(empty);
-}
-
-static void add_named(struct curl_slist **list, const char *name, const char *value, size_t len)
-{
-	char *line = pr_asprintf("%s: %.*s", name, (int)len, value);
-
-	add_header(list, line);
-	free(line);
-}
-
-/* Whether a header can carry the id as it came, whole; '?' may stand for bytes that were no text. */
-static int is_plain(const char *id)
-{
-	size_t len = strlen(id);
-
-	for (size_t i = 0; i < len; i++)
-		if (id[i] <= ' ' || id[i] >= 0x7f || id[i] == '?')
-			return 0;
-	return len > 0 && len < sizeof(((struct message *)NULL)->id_text) - 4;
-}
-
-/* What a receiver tells repetitions by. An undo is another deed than what it undoes, and must not be taken
- * for its repetition. */
-static void delivery_id(const struct message *m, enum op op, char out[ID_SIZE])
-{
-	const char *suffix = op == OP_UNDO ? "-undo" : "";
-	char uuid[37];
-
-	if (m->id_state == ID_MISSING)
-		(void)snprintf(out, ID_SIZE, "%s-%" PRId32 "-%" PRId64 "%s", m->topic, m->partition,
-			m->offset, suffix);
-	else
-		(void)snprintf(out, ID_SIZE, "%s%s",
-			is_plain(m->id_text) ? m->id_text : pr_uuid_print(m->id, uuid), suffix);
-}
-
-/* Only what cannot be anything but a W3C traceparent: it comes from a record's header. */
-static int is_traceparent(const char *s, size_t len)
-{
-	if (!s || len != 55)
-		return 0;
-	for (size_t i = 0; i < len; i++)
-		if (!strchr(i == 2 || i == 35 || i == 52 ? "-" : "0123456789abcdef", s[i]) || !s[i])
-			return 0;
-	return 1;
-}
-
-/* Fills req->text and req->headers anew. */
-static size_t compose(struct request *req, const struct message *m, enum op op)
-{
-	const struct handler *h = req->h;
-	char id[ID_SIZE], stamp[24];
-	size_t body;
-
-	(void)snprintf(stamp, sizeof(stamp), "%lld", (long long)(pr_wall_us() / PR_SEC));
-	delivery_id(m, op, id);
-	req->text.len = 0;
-	pr_buf_printf(&req->text, "%s.%s.", id, stamp);
-	body = req->text.len;
-	message_put_json(&req->text, m, op == OP_UNDO ? "undo" : "do");
-
-	curl_slist_free_all(req->headers);
-	req->headers = NULL;
-	add_header(&req->headers, "Content-Type: application/json");
-	add_header(&req->headers, "Expect:"); /* else libcurl waits a second before a large body */
-	add_named(&req->headers, "Idempotency-Key", id, strlen(id));
-	add_named(&req->headers, "webhook-id", id, strlen(id));
-	add_named(&req->headers, "webhook-timestamp", stamp, strlen(stamp));
-	if (h->keys) {
-		struct pr_buf signature = { 0 };
-
-		webhook_sign_put(&signature, h->keys, req->text.s, req->text.len);
-		add_named(&req->headers, "webhook-signature", signature.s, signature.len);
-		pr_buf_free(&signature);
-	}
-	if (is_traceparent(m->traceparent, m->traceparent_len))
-		add_named(&req->headers, "traceparent", m->traceparent, m->traceparent_len);
-	for (size_t i = 0; i < h->env.conf->handler.headers.n; i++)
-		add_own_header(&req->headers, h->env.conf->handler.headers.v[i]);
-	return body;
-}
-
-static int64_t connect_ms(const struct pr_consumer_conf *conf)
-{
-	int64_t us = conf->handler.timeout_us / 2;
-
-	us = us > CONNECT_MAX_US ? CONNECT_MAX_US : us;
-	return us < PR_MS ? 1 : us / PR_MS;
-}
-
-static long at_least_1_ms(int64_t us)
-{
-	return us < PR_MS ? 1 : (long)(us / PR_MS);
-}
-
-static void drop_handle(struct request *req)
-{
-	curl_easy_cleanup(req->easy);
-	req->easy = NULL;
-}
-
-/* A handle of its own for each request; connections and names are kept by the multi handle. One handle for
- * all of them would fail every sixth time that the receiver closed a kept connection: libcurl 7.88 sends
- * such a request again, five times at most, and counts that over the handle's life. */
-static int prepare(struct request *req)
-{
-	const struct pr_consumer_conf *conf = req->h->env.conf;
-	CURL *c = req->easy = curl_easy_init();
-
-#define SET(option, value) (curl_easy_setopt(c, CURLOPT_##option, value) == CURLE_OK)
-	if (c && SET(URL, conf->handler.url) && SET(PROTOCOLS_STR, "http,https") && SET(FOLLOWLOCATION, 0L) &&
-		SET(PROXY, "") && SET(NETRC, (long)CURL_NETRC_IGNORED) && SET(POST, 1L) &&
-		SET(HTTP_VERSION, (long)CURL_HTTP_VERSION_2TLS) && SET(HTTP09_ALLOWED, 0L) &&
-		SET(USERAGENT, "postrider/" PR_VERSION) && SET(NOSIGNAL, 1L) && SET(QUICK_EXIT, 1L) &&
-		SET(CONNECTTIMEOUT_MS, (long)connect_ms(conf)) &&
-		SET(TIMEOUT_MS, at_least_1_ms(conf->handler.timeout_us)) &&
-		SET(MAXLIFETIME_CONN, CONNECTION_LIFE) && SET(TCP_KEEPALIVE, 1L) &&
-		SET(UPLOAD_BUFFERSIZE, 16384L) && SET(HEADERFUNCTION, on_head) && SET(HEADERDATA, req) &&
-		SET(WRITEFUNCTION, on_body) && SET(WRITEDATA, req) && SET(ERRORBUFFER, req->problem) &&
-		SET(PRIVATE, req))
-		return 0;
-#undef SET
-	return -1;
-}
-
-/* -1: libcurl took nothing over. */
-static int begin(struct request *req, const struct message *m, enum op op)
-{
-	size_t body = compose(req, m, op);
-
-	req->head_len = req->body_len = req->kept = 0;
-	req->cut = req->flooded = 0;
-	req->retry_after_us = 0;
-	req->problem[0] = '\0';
-	if (prepare(req) == 0 && curl_easy_setopt(req->easy, CURLOPT_HTTPHEADER, req->headers) == CURLE_OK &&
-		curl_easy_setopt(req->easy, CURLOPT_POSTFIELDS, req->text.s + body) == CURLE_OK &&
-		curl_easy_setopt(req->easy, CURLOPT_POSTFIELDSIZE_LARGE,
-			(curl_off_t)(req->text.len - body)) == CURLE_OK &&
-		curl_multi_add_handle(req->h->multi, req->easy) == CURLM_OK)
-		return 0;
-	drop_handle(req);
-	return -1;
 }
 
 /* ---------------------------------------------------------------- one run */
@@ -553,7 +186,7 @@ static void plan_keys(struct plan *p)
 /* The first one that may go, so that one request at a time keeps the order of offsets. */
 static size_t pick(struct plan *p)
 {
-	if (p->silent || pr_mono_us() >= p->until_us)
+	if (p->silent || p->stops || pr_mono_us() >= p->until_us)
 		return NONE;
 	while (p->from < p->n && p->state[p->from] >= FLYING)
 		p->from++;
@@ -574,7 +207,7 @@ static void begin_more(struct handler *h, struct plan *p)
 		at = pick(p);
 		if (at == NONE)
 			return;
-		if (begin(req, p->m[at], p->op) < 0) {
+		if (webhook_begin(req, p->m[at], p->op) < 0) {
 			p->state[at] = DONE;
 			p->silent = 1;
 			outcome_fail(
@@ -592,13 +225,13 @@ static void finish(struct plan *p, struct request *req, CURLcode code)
 	struct outcome *out = &p->out[req->at];
 	size_t next = p->next[req->at];
 
-	if (!judge(req, code, out))
+	if (!webhook_judge(req, code, out))
 		p->silent = 1;
 	p->state[req->at] = DONE;
 	if (out->cls == PR_FAIL_NONE && next != NONE)
 		p->state[next] = READY;
 	(void)curl_multi_remove_handle(req->h->multi, req->easy);
-	drop_handle(req);
+	webhook_drop(req);
 	req->at = NONE;
 	p->flying--;
 }
@@ -625,11 +258,23 @@ static int woken(const struct handler *h)
 	return h->env.wake_fd >= 0 && poll(&fd, 1, 0) > 0;
 }
 
-static void wait_some(struct handler *h)
+static void wait_some(struct handler *h, const struct plan *p)
 {
 	struct curl_waitfd fd = { .fd = h->env.wake_fd, .events = CURL_WAIT_POLLIN };
+	int ms = p->stops ? pr_until_ms(p->end_us) : WAIT_MS;
 
-	(void)curl_multi_poll(h->multi, &fd, h->env.wake_fd >= 0, WAIT_MS, NULL);
+	(void)curl_multi_poll(
+		h->multi, &fd, h->env.wake_fd >= 0 && !p->stops, ms < WAIT_MS ? ms : WAIT_MS, NULL);
+}
+
+/* Whether there is time left. */
+static int goes_on(const struct handler *h, struct plan *p)
+{
+	if (!p->stops && woken(h)) {
+		p->stops = 1;
+		p->end_us = handler_end_us(&h->env);
+	}
+	return !p->stops || pr_mono_us() < p->end_us;
 }
 
 /* Closes the connections of what is under way. What was not judged failed of nothing: it comes again. */
@@ -639,7 +284,7 @@ static void settle(struct handler *h, struct plan *p)
 		if (h->request[i].at == NONE)
 			continue;
 		(void)curl_multi_remove_handle(h->multi, h->request[i].easy);
-		drop_handle(&h->request[i]);
+		webhook_drop(&h->request[i]);
 		h->request[i].at = NONE;
 	}
 	for (size_t i = 0; i < p->n; i++)
@@ -657,13 +302,13 @@ static int http_run(struct handler *h, struct pr_pg *pg, enum op op, struct mess
 	p.next = pr_malloc(n * sizeof(*p.next));
 	p.state = pr_calloc(n, 1);
 	plan_keys(&p);
-	while (!woken(h)) {
+	while (goes_on(h, &p)) {
 		begin_more(h, &p);
 		if (p.flying == 0)
 			break;
 		collect(h, &p);
 		if (p.flying == h->requests || (p.flying > 0 && pick(&p) == NONE))
-			wait_some(h);
+			wait_some(h, &p);
 	}
 	settle(h, &p);
 	free(p.next);
@@ -673,7 +318,7 @@ static int http_run(struct handler *h, struct pr_pg *pg, enum op op, struct mess
 
 /* ---------------------------------------------------------------- open and close */
 
-static void http_close(struct handler *h)
+void webhook_close(struct handler *h)
 {
 	if (!h)
 		return;
@@ -697,8 +342,8 @@ static int make_requests(struct handler *h, struct pr_err *err)
 	h->request = pr_calloc(h->requests, sizeof(*h->request));
 	for (size_t i = 0; i < h->requests; i++)
 		h->request[i] = (struct request){ .h = h, .at = NONE };
-	usable = prepare(&h->request[0]) == 0;
-	drop_handle(&h->request[0]);
+	usable = webhook_prepare(&h->request[0]) == 0;
+	webhook_drop(&h->request[0]);
 	if (!usable)
 		return pr_fail(err, PR_STOP, "this libcurl lacks what the handler needs: %s", curl_version());
 	h->multi = curl_multi_init();
@@ -707,19 +352,17 @@ static int make_requests(struct handler *h, struct pr_err *err)
 	return 0;
 }
 
-static int http_open(
-	const struct handler_env *env, struct pr_pg *pg, struct handler **ret, struct pr_err *err)
+int webhook_open(const struct handler_env *env, const char *option, struct handler **ret, struct pr_err *err)
 {
 	struct handler *h = pr_calloc(1, sizeof(*h));
 
-	(void)pg;
 	(void)curl_global_init(CURL_GLOBAL_DEFAULT); /* counted, and thread-safe since 7.84 */
 	h->env = *env;
-	if (check_url(env->conf->handler.url, &h->where, err) < 0 ||
-		check_headers(&env->conf->handler.headers, err) < 0)
+	if (check_url(option, env->conf->handler.url, &h->where, err) < 0 ||
+		check_headers(option, &env->conf->handler.headers, err) < 0)
 		goto out;
 	if (env->conf->handler.secret && webhook_keys_parse(env->conf->handler.secret, &h->keys, err) < 0) {
-		(void)pr_wrap(err, "handler.secret");
+		(void)pr_wrap(err, "%s.secret", option);
 		goto out;
 	}
 	if (make_requests(h, err) < 0)
@@ -727,14 +370,21 @@ static int http_open(
 	*ret = h;
 	return 0;
 out:
-	http_close(h);
+	webhook_close(h);
 	return -1;
+}
+
+static int http_open(
+	const struct handler_env *env, struct pr_pg *pg, struct handler **ret, struct pr_err *err)
+{
+	(void)pg;
+	return webhook_open(env, "handler", ret, err);
 }
 
 const struct handler_ops handler_http = {
 	.kind = "http",
 	.in_transaction = 0,
 	.open = http_open,
-	.close = http_close,
+	.close = webhook_close,
 	.run = http_run,
 };

@@ -4,26 +4,37 @@
 
 #include "lib/clock.h"
 #include "lib/log.h"
+#include "lib/page.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SILENT_US                                                                                            \
-	(2 * PR_SEC)   /* no word for so long: from Kafka it counts as lag, from Postgres as trouble */
-#define LAGGING_S 30.0 /* a consumer that handles and is later than this says so */
-#define PAGE_MOST 1000 /* most partitions of /status.json and of the metrics */
+	(2 * PR_SEC)    /* no word for so long: from Kafka it counts as lag, from Postgres as trouble */
+#define LAGGING_S  30.0 /* a consumer that handles and is later than this says so */
+#define OUR_ROUTES 6
+#define PAGE_MOST  1000 /* most partitions of /status.json and of the metrics */
+
+#define TREND_S 0.5 /* less than so much is no change of the lag */
+
+enum { HISTORY_LAG, HISTORY_HANDLED, HISTORY_EVENTS, HISTORY_PARKED, HISTORY_DEAD, HISTORY_COUNT };
+static const char *const history_names[] = { "lag_seconds", "handled_per_second", "lag_events",
+	"parked_events", "dead_letters" };
 
 static const double batch_buckets[] = { 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000 };
 static const char *const states[] = { "starting", "ok", "warn", "paused", "error", "stopping", NULL };
 static const char *const outcomes[HANDLED_COUNT] = { "handled", "duplicate", "filtered", "ignored", "parked",
 	"dead_letter" };
-static const char *const kinds[] = { "sql", "c", "http", "exec" };
+static const char *const kinds[] = { "sql", "c", "http", "exec", "saga", "scheduler", "push", "sink",
+	"canary" };
 
 /* Those before "keeper" are errors; the state says in which order. */
 static const char *const trouble_names[TROUBLE_COUNT] = { "postgres", "kafka", "handler", "gap", "parked",
-	"refused", "keeper", "dead_letter_topic", "reload" };
+	"refused", "sink", "transaction", "hung", "keeper", "dead_letter_topic", "reload", "saga_stuck",
+	"saga_clock", "timers", "push", "alerts", "canary" };
 
 /* A counter of ours and the atomic that it follows. */
 struct followed {
@@ -96,6 +107,7 @@ void health_init(struct consumer *c)
 {
 	struct pr_metrics *m = c->m.registry = pr_metrics_new();
 
+	c->history = pr_history_new(history_names, HISTORY_COUNT, c->conf->history_us);
 	pr_board_init(&c->board, trouble_names, TROUBLE_COUNT, TROUBLE_KEEPER);
 	pr_vitals_init(&gauges.vitals, m, states, "1 for the state the consumer is in.");
 	init_counters(m);
@@ -116,6 +128,7 @@ void health_release(struct consumer *c)
 		free(gauges.shown[i].topic);
 	free(gauges.shown);
 	pr_metrics_free(c->m.registry);
+	pr_history_free(c->history);
 	pr_board_release(&c->board);
 }
 
@@ -139,6 +152,8 @@ static int64_t kafka_silent_us(const struct consumer *c)
 
 static int64_t postgres_silent_us(const struct consumer *c)
 {
+	if (c->topics)
+		return 0; /* there is none */
 	return pr_mono_us() - atomic_load(&c->postgres_contact_us);
 }
 
@@ -241,6 +256,67 @@ static double parked_oldest_s(const struct consumer *c)
 	return oldest < now ? (double)(now - oldest) / (double)PR_SEC : 0;
 }
 
+/* ---------------------------------------------------------------- history */
+
+static uint64_t done_with(const struct consumer *c)
+{
+	uint64_t done = 0;
+
+	for (int i = 0; i < HANDLED_COUNT; i++)
+		done += atomic_load(&c->handled[i]);
+	return done;
+}
+
+/* Only this thread writes them; a page that reads meanwhile may see a sample twice. */
+static void sample_parts(struct consumer *c)
+{
+	double lag;
+
+	(void)pthread_mutex_lock(&c->mutex);
+	for (size_t i = 0; i < c->parts_n; i++) {
+		struct part *p = c->parts[i];
+
+		for (int k = LAG_KEPT - 1; k > 0; k--)
+			atomic_store(&p->lag_ms[k], atomic_load(&p->lag_ms[k - 1]));
+		lag = health_part_lag(c, p);
+		atomic_store(&p->lag_ms[0], isnan(lag) ? 0 : (int64_t)(lag * 1000) + 1);
+	}
+	(void)pthread_mutex_unlock(&c->mutex);
+}
+
+int health_sample(struct consumer *c)
+{
+	static double then = NAN;
+	static int64_t then_us;
+	int64_t now = pr_mono_us(), events;
+	double values[HISTORY_COUNT], done = (double)done_with(c);
+	int left = pr_history_due(c->history, now), counted = atomic_load(&c->counted);
+
+	if (left > 0)
+		return left;
+	events = total_events(c);
+	values[HISTORY_LAG] = worst_lag(c);
+	values[HISTORY_HANDLED] = (done - then) * (double)PR_SEC / (double)(now - then_us);
+	values[HISTORY_EVENTS] = events < 0 ? NAN : (double)events;
+	values[HISTORY_PARKED] = counted || c->topics ? (double)parked_events(c) : NAN;
+	values[HISTORY_DEAD] = counted ? (double)atomic_load(&c->dead_letters) : NAN;
+	sample_parts(c);
+	pr_history_add(c->history, now, values);
+	then = done;
+	then_us = now;
+	return pr_history_due(c->history, now);
+}
+
+/* Over the samples that are kept: the oldest one that is known. */
+static const char *part_trend(const struct part *p, double lag)
+{
+	int64_t was = 0;
+
+	for (int k = LAG_KEPT - 1; k >= 0 && was == 0; k--)
+		was = atomic_load(&p->lag_ms[k]);
+	return pr_trend(was ? (double)(was - 1) / 1000 : NAN, lag, TREND_S);
+}
+
 /* ---------------------------------------------------------------- state */
 
 static int starting(struct consumer *c)
@@ -251,6 +327,40 @@ static int starting(struct consumer *c)
 	claimed = (int)c->parts_n;
 	(void)pthread_mutex_unlock(&c->mutex);
 	return !atomic_load(&c->ready) || !atomic_load(&c->joined) || claimed < atomic_load(&c->assigned);
+}
+
+#define HUNG_HINT                                                                                            \
+	"only the end of the process ends it: keep a stack (gdb -p %d -batch -ex 'thread apply all bt'), "   \
+	"then kill -9 %d; handler.hang = \"restart\" leaves that to the watchdog"
+
+/* The trouble tells the record, the sentence also since when. */
+static int hung_verdict(struct consumer *c, struct pr_verdict *v)
+{
+	char what[200], text[300], hint[300];
+	int64_t us;
+
+	if (hang_late(c->hangs, LANES_MOST, what, sizeof(what), &us) == 0)
+		return 0;
+	(void)snprintf(text, sizeof(text), "the handler has not come back for %.0f s: %s",
+		(double)us / (double)PR_SEC, what);
+	(void)snprintf(hint, sizeof(hint), HUNG_HINT, getpid(), getpid());
+	return pr_say(v, "error", text, hint);
+}
+
+static void watch_calls(struct consumer *c)
+{
+	char what[200];
+	struct pr_err err;
+	int64_t us;
+	int late = hang_late(c->hangs, LANES_MOST, what, sizeof(what), &us);
+
+	if (late > 0) {
+		(void)pr_fail(&err, PR_STOP, "the handler does not come back: %s", what);
+		if (late > 1)
+			(void)pr_wrap(&err, "%d lanes stand, the first", late);
+		(void)pr_hint(&err, HUNG_HINT, getpid(), getpid());
+	}
+	health_trouble(c, TROUBLE_HUNG, late ? &err : NULL);
 }
 
 static int silence_verdict(struct consumer *c, struct pr_verdict *v)
@@ -276,6 +386,19 @@ static const char *s_of(uint64_t n)
 	return n == 1 ? "" : "s";
 }
 
+/* Without a database what failed is in retry topics; an upper bound, of our partitions. */
+static int retry_verdict(struct consumer *c, struct pr_verdict *v)
+{
+	uint64_t events = parked_events(c);
+	char text[200];
+
+	if (!c->topics || events == 0)
+		return 0;
+	(void)snprintf(text, sizeof(text), "%" PRIu64 " message%s in retry topics", events,
+		events == 1 ? " waits" : "s wait");
+	return pr_say(v, "warn", text, "they are tried again by themselves; their headers have the reasons");
+}
+
 static int parked_verdict(struct consumer *c, struct pr_verdict *v)
 {
 	uint64_t keys = parked_keys(c), events = parked_events(c);
@@ -293,6 +416,14 @@ static int parked_verdict(struct consumer *c, struct pr_verdict *v)
 	return pr_say(v, "warn", text, "they are tried again by themselves; inbox.parked has the reasons");
 }
 
+/* A sink collects before it publishes: that is no lag yet. */
+static double lagging_s(const struct consumer *c)
+{
+	if (c->conf->handler.kind != PR_HANDLER_SINK)
+		return LAGGING_S;
+	return LAGGING_S + (double)pr_sink_cut_of(&c->conf->sink)->max_age_us / (double)PR_SEC;
+}
+
 static int lag_verdict(struct consumer *c, struct pr_verdict *v)
 {
 	double lag = worst_lag(c);
@@ -301,12 +432,15 @@ static int lag_verdict(struct consumer *c, struct pr_verdict *v)
 	if (isnan(lag))
 		return pr_say(
 			v, "starting", "the consumer is starting: Kafka has not told how much there is", "");
-	if (lag <= LAGGING_S)
+	if (lag <= lagging_s(c))
 		return 0;
 	(void)snprintf(text, sizeof(text), "the oldest unhandled record is %.0f s old", lag);
 	return pr_say(v, "warn", text,
-		"if it falls, a backlog is being handled; else the handler is too slow: more lanes, or a "
-		"set-based function");
+		c->conf->handler.kind == PR_HANDLER_SINK
+			? "if it falls, a backlog is being copied; else the target is too slow: more lanes, "
+			  "or larger cuts"
+			: "if it falls, a backlog is being handled; else the handler is too slow: more "
+			  "lanes, or a set-based function");
 }
 
 static void well_verdict(struct consumer *c, struct pr_verdict *v)
@@ -335,20 +469,24 @@ static void paused_verdict(const struct consumer *c, struct pr_verdict *v)
 	(void)pr_say(v, "paused", "an operator paused the consumer", hint);
 }
 
-static void judge(struct consumer *c, struct pr_verdict *v)
+void health_judge(struct consumer *c, struct pr_verdict *v)
 {
 	struct pr_board *b = &c->board;
 
+	watch_calls(c);
 	if (atomic_load(&c->stopping)) {
 		(void)pr_say(v, "stopping", "the consumer is stopping", "");
 		return;
 	}
 	if (pr_board_say(b, TROUBLE_REFUSED, "error", v) || pr_board_say(b, TROUBLE_POSTGRES, "error", v) ||
-		pr_board_say(b, TROUBLE_KAFKA, "error", v) || pr_board_say(b, TROUBLE_GAP, "error", v))
+		pr_board_say(b, TROUBLE_TRANSACTION, "error", v) ||
+		pr_board_say(b, TROUBLE_KAFKA, "error", v) || pr_board_say(b, TROUBLE_GAP, "error", v) ||
+		pr_board_say(b, TROUBLE_SINK, "error", v) || hung_verdict(c, v))
 		return;
 	if (starting(c)) {
 		(void)pr_say(v, "starting",
 			atomic_load(&c->ready) ? "the consumer is starting: joining its group"
+			: c->topics            ? "the consumer is starting: asking Kafka for its topics"
 					       : "the consumer is starting: asking the database",
 			"");
 		return;
@@ -360,7 +498,11 @@ static void judge(struct consumer *c, struct pr_verdict *v)
 		return;
 	}
 	if (pr_board_say(b, TROUBLE_HANDLER, "error", v) || pr_board_say(b, TROUBLE_PARKED, "error", v) ||
-		parked_verdict(c, v) || pr_board_say(b, TROUBLE_DEAD_LETTER_TOPIC, "warn", v) ||
+		pr_board_say(b, TROUBLE_SAGA_CLOCK, "warn", v) ||
+		pr_board_say(b, TROUBLE_TIMERS, "warn", v) || pr_board_say(b, TROUBLE_PUSH, "warn", v) ||
+		pr_board_say(b, TROUBLE_ALERTS, "warn", v) || pr_board_say(b, TROUBLE_CANARY, "warn", v) ||
+		pr_board_say(b, TROUBLE_SAGA_STUCK, "warn", v) || parked_verdict(c, v) ||
+		retry_verdict(c, v) || pr_board_say(b, TROUBLE_DEAD_LETTER_TOPIC, "warn", v) ||
 		pr_board_say(b, TROUBLE_KEEPER, "warn", v) || pr_board_say(b, TROUBLE_RELOAD, "warn", v) ||
 		lag_verdict(c, v))
 		return;
@@ -387,7 +529,7 @@ static void page_readyz(void *ctx, const struct pr_request *req, struct pr_respo
 	int ready;
 
 	(void)req;
-	judge(c, &v);
+	health_judge(c, &v);
 	ready = strcmp(v.state, "ok") == 0;
 	pr_buf_puts(&b, "{");
 	pr_put_bool(&b, "ready", ready);
@@ -446,12 +588,12 @@ static void refresh_parts(struct consumer *c)
 
 static void refresh_gauges(struct consumer *c)
 {
-	int counted = atomic_load(&c->counted);
+	int counted = atomic_load(&c->counted), known = counted || c->topics;
 	struct pr_verdict v;
 
-	judge(c, &v);
+	health_judge(c, &v);
 	(void)pthread_mutex_lock(&gauges.mutex);
-	pr_vitals_set(&gauges.vitals, v.state);
+	pr_vitals_set(&gauges.vitals, v.state, &c->board);
 	for (int i = 0; i < HANDLED_COUNT; i++)
 		follow(&gauges.handled[i], atomic_load(&c->handled[i]));
 	follow(&gauges.duplicates, atomic_load(&c->handled[DUPLICATE]));
@@ -461,9 +603,9 @@ static void refresh_gauges(struct consumer *c)
 	follow(&gauges.reconnects, atomic_load(&c->reconnects));
 	pr_gauge_set(gauges.dead_letters, counted ? (double)atomic_load(&c->dead_letters) : NAN);
 	pr_gauge_set(gauges.retrying, counted ? (double)atomic_load(&c->retrying) : NAN);
-	pr_gauge_set(gauges.parked_events, counted ? (double)parked_events(c) : NAN);
-	pr_gauge_set(gauges.parked_keys, counted ? (double)parked_keys(c) : NAN);
-	pr_gauge_set(gauges.parked_oldest, counted ? parked_oldest_s(c) : NAN);
+	pr_gauge_set(gauges.parked_events, known ? (double)parked_events(c) : NAN);
+	pr_gauge_set(gauges.parked_keys, known ? (double)parked_keys(c) : NAN);
+	pr_gauge_set(gauges.parked_oldest, known ? parked_oldest_s(c) : NAN);
 	pr_gauge_set(gauges.breaker, atomic_load(&c->breaker_probe_us) != 0);
 	pr_gauge_set(gauges.assigned, atomic_load(&c->assigned));
 	pr_gauge_set(gauges.replays, counted ? (double)atomic_load(&c->replays) : NAN);
@@ -471,7 +613,7 @@ static void refresh_gauges(struct consumer *c)
 	(void)pthread_mutex_unlock(&gauges.mutex);
 }
 
-static void page_metrics(void *ctx, const struct pr_request *req, struct pr_response *resp)
+void health_page_metrics(void *ctx, const struct pr_request *req, struct pr_response *resp)
 {
 	struct consumer *c = ctx;
 
@@ -499,6 +641,7 @@ static void put_parts(struct consumer *c, struct pr_buf *b)
 		else
 			pr_put_int(b, "lag_events", events);
 		pr_put_seconds(b, "lag_seconds", health_part_lag(c, p));
+		pr_put_text(b, "trend", part_trend(p, health_part_lag(c, p)));
 		pr_put_int(b, "epoch", p->epoch);
 		pr_put_int(b, "lanes", p->lane_count);
 		pr_buf_puts(b, "}");
@@ -534,11 +677,9 @@ static double rate(struct consumer *c)
 	static uint64_t then;
 	static double last;
 	int64_t now = pr_mono_us();
-	uint64_t done = 0;
+	uint64_t done = done_with(c);
 	double result;
 
-	for (int i = 0; i < HANDLED_COUNT; i++)
-		done += atomic_load(&c->handled[i]);
 	(void)pthread_mutex_lock(&mutex);
 	if (now - then_us >= PR_SEC) {
 		last = then_us ? (double)(done - then) * (double)PR_SEC / (double)(now - then_us) : 0;
@@ -552,11 +693,15 @@ static double rate(struct consumer *c)
 
 static void put_servers(struct consumer *c, struct pr_buf *b)
 {
-	pr_buf_puts(b, ",\"postgres\":{");
-	pr_put_bool(b, "connected",
-		atomic_load(&c->ready) && postgres_silent_us(c) <= SILENT_US &&
-			!pr_board_has(&c->board, TROUBLE_POSTGRES));
-	pr_buf_puts(b, "},\"kafka\":{");
+	if (c->topics) {
+		pr_buf_puts(b, ",\"postgres\":null,\"kafka\":{");
+	} else {
+		pr_buf_puts(b, ",\"postgres\":{");
+		pr_put_bool(b, "connected",
+			atomic_load(&c->ready) && postgres_silent_us(c) <= SILENT_US &&
+				!pr_board_has(&c->board, TROUBLE_POSTGRES));
+		pr_buf_puts(b, "},\"kafka\":{");
+	}
 	pr_put_bool(b, "connected", atomic_load(&c->kafka_up));
 	pr_buf_puts(b, "}");
 }
@@ -566,6 +711,7 @@ static void put_lag(struct consumer *c, struct pr_buf *b)
 	int64_t events = total_events(c);
 
 	pr_put_seconds(b, "lag_seconds", worst_lag(c));
+	pr_put_text(b, "trend", pr_history_trend(c->history, HISTORY_LAG, TREND_S));
 	if (events < 0)
 		pr_buf_puts(b, ",\"lag_events\":null");
 	else
@@ -596,18 +742,17 @@ static void put_counted(
 		pr_buf_printf(b, ",\"%s\":null", name);
 }
 
-static void page_status(void *ctx, const struct pr_request *req, struct pr_response *resp)
+static struct pr_buf status_of(struct consumer *c)
 {
-	struct consumer *c = ctx;
 	struct pr_buf b = { 0 };
 	struct pr_verdict v;
 
-	(void)req;
-	judge(c, &v);
+	health_judge(c, &v);
 	pr_buf_puts(&b, "{");
 	pr_put_text(&b, "group", c->conf->group);
 	pr_put_text(&b, "version", PR_VERSION);
 	put_checks(c, &b, &v);
+	pr_page_environment(&b, c->conf->environment.name, c->conf->environment.colour);
 	pr_put_text(&b, "handler", kinds[c->conf->handler.kind]);
 	pr_put_text(&b, "dedupe", c->conf->dedupe == PR_DEDUPE_INBOX ? "inbox" : "offset");
 	put_lanes(c, &b);
@@ -629,44 +774,44 @@ static void page_status(void *ctx, const struct pr_request *req, struct pr_respo
 	put_servers(c, &b);
 	pr_buf_printf(&b, ",\"uptime_seconds\":%.0f,\"rates\":{\"events_per_second\":%.1f}}\n",
 		(double)(pr_mono_us() - c->started_us) / (double)PR_SEC, rate(c));
+	return b;
+}
+
+static void page_status(void *ctx, const struct pr_request *req, struct pr_response *resp)
+{
+	struct pr_buf b = status_of(ctx);
+
+	(void)req;
 	pr_respond(resp, &b);
 }
 
 static void page_root(void *ctx, const struct pr_request *req, struct pr_response *resp)
 {
 	struct consumer *c = ctx;
-	struct pr_buf b = { 0 };
-	double lag = worst_lag(c);
-	struct pr_verdict v;
+	struct pr_buf b = status_of(c);
 
 	(void)req;
-	judge(c, &v);
-	pr_html_begin(&b, "Consumer", c->conf->group, &v);
-	if (isnan(lag))
-		pr_html_row(&b, "Lag", "not known");
-	else
-		pr_html_row(&b, "Lag", "%.1f s", lag);
-	pr_html_row(&b, "Partitions", "%d", atomic_load(&c->assigned));
-	pr_html_row(&b, "Handled since the start", "%" PRIu64, atomic_load(&c->handled[HANDLED]));
-	pr_html_row(&b, "Duplicates suppressed", "%" PRIu64, atomic_load(&c->handled[DUPLICATE]));
-	pr_html_row(&b, "Parked keys", "%" PRIu64, parked_keys(c));
-	pr_html_row(&b, "Dead letters", "%" PRIu64, atomic_load(&c->dead_letters));
-	pr_html_end(&b);
-	resp->content_type = "text/html; charset=utf-8";
-	pr_respond(resp, &b);
+	pr_page_own(resp, 0, &b, c->history);
 }
 
 int health_http(struct consumer *c, struct pr_http **ret, struct pr_err *err)
 {
-	struct pr_http_opts opts = { .listen = c->conf->http.listen, .token = c->conf->http.token };
-	const struct pr_route routes[] = {
-		{ "GET", "/healthz", pr_page_healthz, c, 1 },
-		{ "GET", "/readyz", page_readyz, c, 1 },
-		{ "GET", "/metrics", page_metrics, c, 0 },
-		{ "GET", "/status.json", page_status, c, 0 },
-		{ "GET", "/", page_root, c, 0 },
-		{ NULL, NULL, NULL, NULL, 0 },
+	struct pr_http_opts opts = { .listen = c->conf->http.listen,
+		.token = c->conf->http.token,
+		.tls = c->conf->http.tls,
+		.worker_open = c->ops->worker_open,
+		.worker_close = c->ops->worker_close,
+		.worker_ctx = c };
+	struct pr_route routes[OUR_ROUTES + 8] = {
+		{ "GET", "/healthz", pr_page_healthz, c, 1, 0 },
+		{ "GET", "/readyz", page_readyz, c, 1, 0 },
+		{ "GET", "/metrics", health_page_metrics, c, 0, 0 },
+		{ "GET", "/status.json", page_status, c, 0, 0 },
+		{ "GET", "/history.json", pr_page_history, c->history, 0, 0 },
+		{ "GET", "/", page_root, c, 0, 0 },
 	};
 
+	for (size_t i = 0; i < 7 && c->ops->routes && c->ops->routes[i].method; i++)
+		routes[OUR_ROUTES + i] = c->ops->routes[i];
 	return pr_http_start(&opts, routes, ret, err);
 }

@@ -1,13 +1,16 @@
 /* consumers/keeper.c -- the thread beside the way: asks at the start whether the inbox is what this group
- * needs, obeys the operator, rotates the remembered ids, counts for people, and sends dead letters to their
- * topic. Refuses to let anything be handled while ids that may come again are forgotten. */
+ * needs, obeys the operator, rotates the remembered ids and what steps of sagas did here, counts for people,
+ * and sends dead letters to their topic. Refuses to let anything be handled while ids that may come again are
+ * forgotten. */
 #include "consumers/consumer.h"
 #include "consumers/dead_letter.h"
+#include "consumers/store.h"
 
 #include "lib/clock.h"
 #include "lib/log.h"
 #include "lib/migrate.h"
 #include "lib/pg.h"
+#include "lib/pulse.h"
 #include "sql.h"
 
 #include <inttypes.h>
@@ -18,6 +21,7 @@
 
 #define ORDERS_US (200 * PR_MS)
 #define STATS_US  PR_SEC
+#define FROZEN_US (2 * PR_SEC)
 #define SHARE     20 /* counting may take one part in so many of the time */
 
 struct keeper {
@@ -25,7 +29,7 @@ struct keeper {
 	struct pr_pg *pg;
 	struct dead_letters *dead_letters; /* NULL: no topic */
 	unsigned failures;                 /* rounds in a row */
-	int64_t next_stats_us, next_rotate_us;
+	int64_t next_stats_us, next_rotate_us, next_sagas_us, next_frozen_us, next_prune_us;
 };
 
 static int64_t cell(const PGresult *res, int row, int col, int64_t none)
@@ -148,7 +152,7 @@ static int stats(struct keeper *k, struct pr_err *err)
 }
 
 /* Remembers when each part was last seen with nothing to do: what is not yet read is younger than that. */
-static void watch_parts(struct consumer *c)
+void keeper_watch(struct consumer *c)
 {
 	int64_t now = pr_wall_us();
 
@@ -171,6 +175,17 @@ static int64_t rotate_every_us(int64_t keep_us)
 	return us < PR_SEC / 2 ? PR_SEC / 2 : us > 60 * PR_SEC ? 60 * PR_SEC : us;
 }
 
+/* Takes res. */
+static int rotated(PGresult *res, const char *says, const struct pr_err *err)
+{
+	if (!res) /* in use: next time it waits longer for its turn */
+		return strcmp(err->code, "55P03") == 0 ? 0 : -1;
+	if (cell(res, 0, 0, 0) > 0)
+		pr_log(PR_INFO, says, KI("slots", cell(res, 0, 0, 0)));
+	PQclear(res);
+	return 0;
+}
+
 static int rotate(struct keeper *k, struct pr_err *err)
 {
 	int64_t keep = pr_setting(&k->c->conf->inbox.keep_us);
@@ -180,10 +195,70 @@ static int rotate(struct keeper *k, struct pr_err *err)
 	k->next_rotate_us = pr_mono_us() + rotate_every_us(keep);
 	(void)snprintf(text, sizeof(text), "%" PRId64, keep);
 	res = pr_pg_exec(k->pg, sql_keeper_rotate, 1, (const char *const[]){ text }, err);
-	if (!res) /* in use: next time it waits longer for its turn */
-		return strcmp(err->code, "55P03") == 0 ? 0 : -1;
-	if (cell(res, 0, 0, 0) > 0)
-		pr_log(PR_INFO, "remembered ids rotated", KI("slots", cell(res, 0, 0, 0)));
+	return rotated(res, "remembered ids rotated", err);
+}
+
+/* 1: schema saga is here, it is ours, and we may rotate it. */
+static int has_sagas(struct keeper *k, struct pr_err *err)
+{
+	PGresult *res = pr_pg_exec(k->pg, sql_keeper_has_sagas, 0, NULL, err);
+	int has;
+
+	if (!res)
+		return -1;
+	has = PQntuples(res) > 0;
+	PQclear(res);
+	return has;
+}
+
+/* The engine's clock rotates for itself. Nobody else does for those who only take part. */
+static int rotate_sagas(struct keeper *k, struct pr_err *err)
+{
+	int64_t keep = k->c->conf->inbox.sagas_us;
+	char text[24];
+	PGresult *res;
+	int has = has_sagas(k, err);
+
+	k->next_sagas_us = pr_mono_us() + rotate_every_us(keep);
+	if (has <= 0)
+		return has;
+	(void)snprintf(text, sizeof(text), "%" PRId64, keep);
+	res = pr_pg_exec(
+		k->pg, sql_keeper_rotate_sagas, 2, (const char *const[]){ text, k->c->conf->group }, err);
+	return rotated(res, "what steps of sagas did rotated", err);
+}
+
+/* What sinks remember of ranges. */
+static int prune(struct keeper *k, struct pr_err *err)
+{
+	int more = k->c->store->prune(k->c->conf, k->pg, err);
+
+	k->next_prune_us = pr_mono_us();
+	k->next_prune_us += more ? PR_SEC : rotate_every_us(pr_sink_cut_of(&k->c->conf->sink)->keep_us);
+	return more < 0 ? -1 : 0;
+}
+
+/* ---------------------------------------------------------------- members that stand still */
+
+/* A member that stops, or whose machine goes, in the middle of sending a batch: its backend has the ids of
+ * the batch and waits for the rest, and whoever takes over waits for it. No timeout of the server runs then:
+ * none of its statements does, and it is not idle. Past the time that a batch may take, its own deadline has
+ * passed too. */
+static int end_frozen(struct keeper *k, struct pr_err *err)
+{
+	const struct pr_consumer_conf *conf = k->c->conf;
+	char lanes[120], most[24];
+	PGresult *res;
+
+	k->next_frozen_us = pr_mono_us() + FROZEN_US;
+	(void)snprintf(lanes, sizeof(lanes), "postrider-consumer %.32s lane ", conf->group);
+	(void)snprintf(most, sizeof(most), "%" PRId64, conf->handler.timeout_us + conf->database.timeout_us);
+	res = pr_pg_exec(k->pg, sql_keeper_frozen, 2, (const char *const[]){ lanes, most }, err);
+	if (!res)
+		return -1;
+	for (int i = 0; i < PQntuples(res); i++)
+		pr_log(PR_WARN, "ended a session that had sent half of a batch",
+			KI("pid", cell(res, i, 0, 0)));
 	PQclear(res);
 	return 0;
 }
@@ -202,6 +277,13 @@ static int round_of_work(struct keeper *k, struct pr_err *err)
 	if (pr_mono_us() >= k->next_stats_us && stats(k, err) < 0)
 		return -1;
 	if (c->conf->dedupe == PR_DEDUPE_INBOX && pr_mono_us() >= k->next_rotate_us && rotate(k, err) < 0)
+		return -1;
+	if (c->conf->handler.kind != PR_HANDLER_SAGA && pr_mono_us() >= k->next_sagas_us &&
+		rotate_sagas(k, err) < 0)
+		return -1;
+	if (c->store->prune && pr_mono_us() >= k->next_prune_us && prune(k, err) < 0)
+		return -1;
+	if (pr_mono_us() >= k->next_frozen_us && end_frozen(k, err) < 0)
 		return -1;
 	if (k->dead_letters && dead_letters_round(k->dead_letters, k->pg, err) < 0)
 		return -1;
@@ -225,7 +307,7 @@ static void failed(struct keeper *k, const struct pr_err *err)
 
 static void well(struct keeper *k)
 {
-	if (k->failures > 0)
+	if (k->failures > 0 && atomic_load(&k->c->broken_lanes) == 0)
 		health_trouble(k->c, TROUBLE_POSTGRES, NULL);
 	k->failures = 0;
 	health_trouble(k->c, TROUBLE_KEEPER, NULL);
@@ -240,6 +322,7 @@ void *keeper_thread(void *arg)
 	struct pr_err err;
 
 	while (!atomic_load(&c->stopping)) {
+		pr_pulse("keeper", 4 * c->conf->kafka.timeout_us); /* dead letters go to Kafka */
 		wait_us = ORDERS_US;
 		if (session_open(&k.pg, c, "keeper", c->wake_fd, &err) == 0 && round_of_work(&k, &err) == 0) {
 			well(&k);
@@ -247,7 +330,7 @@ void *keeper_thread(void *arg)
 			wait_us = pr_backoff_us(k.failures++, 100 * PR_MS, 2 * PR_SEC);
 			failed(&k, &err);
 		}
-		watch_parts(c);
+		keeper_watch(c);
 		(void)poll(&wake, 1, (int)(wait_us / PR_MS));
 	}
 	dead_letters_free(k.dead_letters);

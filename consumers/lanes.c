@@ -4,6 +4,7 @@
  * stop. */
 #include "consumers/consumer.h"
 
+#include "lib/clock.h"
 #include "lib/log.h"
 
 int lanes_wanted(struct consumer *c)
@@ -51,7 +52,23 @@ int lanes_begun(struct consumer *c)
 	return n;
 }
 
+void lanes_drain(struct consumer *c)
+{
+	int64_t drain = pr_setting(&c->conf->drain_us), none = 0;
+	int64_t commit = drain / 5 < PR_SEC ? drain / 5 : PR_SEC; /* what was answered last takes that */
+
+	(void)atomic_compare_exchange_strong(&c->end_us, &none, pr_mono_us() + drain - commit);
+}
+
+int lane_number(const struct part *p, int lane)
+{
+	return (p->first + lane) % p->workers;
+}
+
+/* Without a database a part has one lane, wherever it is. */
 int part_must_change(const struct part *p, int wanted)
 {
+	if (p->own_lane)
+		return p->workers != wanted;
 	return p->lane_count != wanted || p->workers < wanted;
 }

@@ -10,6 +10,8 @@
 #include <librdkafka/rdkafka.h>
 #include <stdint.h>
 
+struct outcome;
+struct message_trace;
 struct part;
 struct replay;
 struct pr_pg;
@@ -20,45 +22,64 @@ struct header {
 	size_t len;
 };
 
+/* Where a record stood first, when it came through a retry topic: what handlers and dead letters tell of it.
+ */
+struct origin {
+	const char *topic;
+	int64_t offset;
+	int64_t time_us; /* -1 unknown */
+	int32_t partition;
+	char name[250]; /* topic, when it is not borrowed */
+};
+
 enum id_state { ID_OK, ID_MISSING, ID_MALFORMED };
 
-/* What every message is asked for stands first: it is written by one thread and read by another, line by line
- * of the cache. */
+/* It is written by one thread and read by another, and thousands are in work: what is asked for together lies
+ * in one line of the cache (64 bytes). */
 struct message {
+	/* the queue */
 	struct message *next;  /* of the list that holds it */
 	struct part *part;     /* counted reference; NULL: from inbox.parked */
 	struct replay *replay; /* NULL: live. A replayed message moves no position */
+	int64_t after; /* its lane's position is this at least once what came before it is done with */
 	int64_t offset;
 	int64_t time_us; /* of the record, since 1970; -1 unknown */
 	int32_t partition;
-	int lane;        /* of part->lane_count */
-	size_t bytes;    /* what it counts for in every bound: payload, key, headers and this struct */
-	const char *key; /* NULL: none */
-	size_t key_len;
-	const char *payload; /* NULL: tombstone */
-	size_t payload_len;
-	rd_kafka_message_t *rkm; /* owner of the bytes, as row and buffer are */
+	int lane;     /* of part->lane_count */
+	size_t bytes; /* what it counts for in every bound: payload, key, headers and this struct */
 	const char *topic;
-	int64_t dead_letter; /* the dead letter this is another try of; 0: none */
-	int64_t parked;      /* inbox.parked.entry it was read from; 0: none */
-	int suspect;         /* parked because the breaker's probe failed with it, while others got through */
-	unsigned attempts;   /* failed tries so far, also before a restart */
 
-	/* known after message_decode */
-	enum id_state id_state;
-	int json; /* the payload is text that jsonb takes */
+	/* memory */
+	rd_kafka_message_t *rkm; /* owner of the bytes, as row and buffer are */
+	struct header *headers;  /* headers_n of them, in order; owned, as header_bytes is. Known after
+				    message_decode */
+	size_t headers_n;
+	char *header_bytes;    /* message_read_headers */
+	struct origin *origin; /* owned; NULL: it stands where it stood first. message_origin */
+	struct outcome *why;   /* it last failed of; owned, NULL: it never did. message_failed, message_why */
+	const char *key;       /* NULL: none */
+	size_t key_len;
+
+	/* identity; known after message_decode, but for parked and dead_letter */
 	unsigned char
 		id[16]; /* uuid; of a text that is none: the first 16 bytes of its SHA-256, as version 8 */
 	int64_t hash;   /* XXH3 of the payload: the same id with another hash is not the same message */
-	struct header *headers; /* headers_n of them, in order; owned array, borrowed contents */
-	size_t headers_n;
-	const char *type; /* header type; "" when missing */
-	size_t type_len;
-	const char *traceparent; /* NULL when missing */
-	size_t traceparent_len;
-	char id_text[100]; /* as it came, cut; of "offset": topic-partition-offset */
+	int64_t dead_letter; /* the dead letter this is another try of; 0: none */
+	int64_t parked;      /* inbox.parked.entry it was read from; 0: none */
+	enum id_state id_state;
+	int json;            /* the payload is text that jsonb takes */
+	const char *payload; /* NULL: tombstone */
+	size_t payload_len;
 
-	char *header_bytes; /* message_read_headers */
+	const char *type; /* header type; "" when missing; known after message_decode, as what follows */
+	size_t type_len;
+	const char *traceparent; /* what handlers get; NULL when missing */
+	size_t traceparent_len;
+	int64_t due_us;    /* wall: not to be handled before; of a retry topic, else 0 */
+	int suspect;       /* parked because the breaker's probe failed with it, while others got through */
+	unsigned attempts; /* failed tries so far, also before a restart */
+	char id_text[100]; /* as it came, cut; of "offset": topic-partition-offset */
+	struct message_trace *trace; /* owned; NULL: it makes no span. spans.c */
 };
 
 /* Takes the record. Knows key and place only: message_decode, on the lane's thread, does the rest. */
@@ -69,6 +90,25 @@ struct message *message_of_record(rd_kafka_message_t *rkm);
 void message_decode(struct message *m, const struct pr_consumer_conf *conf);
 void message_free(struct message *m);        /* accepts NULL; drops the reference to the part */
 void message_free_all(struct message *list); /* by next */
+
+/* What it failed of, kept with it: few do, and thousands are in work. */
+void message_failed(struct message *m, const struct outcome *why);
+const struct outcome *message_why(const struct message *m); /* all zero when it never failed */
+
+/* What a traced message has besides. */
+struct message_trace {
+	struct pr_trace parent; /* whose child its span is */
+	unsigned char span[8];
+	char traceparent[PR_TRACEPARENT_LEN + 1]; /* of its span: handlers see it instead of the record's */
+	size_t headers_n;
+	struct header headers[]; /* the record's, with that one */
+};
+
+/* The headers as handlers see them. */
+const struct header *message_given_headers(const struct message *m, size_t *ret_n);
+
+/* Where it stood first: here, or before it went through retry topics. */
+struct origin message_origin(const struct message *m);
 
 /* Whether conf.filter wants it (after decode). */
 int message_wanted(const struct message *m, const struct pr_consumer_conf *conf);
@@ -93,8 +133,19 @@ int message_types_read(struct message_types *ret, struct pr_pg *pg, struct pr_er
 void message_put_array(
 	struct pr_buf *b, const struct message_types *types, struct message *const *m, size_t n);
 
-/* The headers as one JSON object (the last of a name wins; a value that is no UTF-8 is {"base64": "..."}). */
+/* The headers of the record as one JSON object (the last of a name wins; a value that is no UTF-8 is
+ * {"base64": "..."}). */
 void message_put_headers(struct pr_buf *b, const struct message *m);
+
+/* The same as handlers see them. */
+void message_put_given_headers(struct pr_buf *b, const struct message *m);
+
+/* The same of any such list. */
+void message_put_header_list(struct pr_buf *b, const struct header *headers, size_t n);
+
+/* Base64 of the bytes; a JSON text with its line ends as blanks. */
+void message_put_base64(struct pr_buf *b, const char *s, size_t n);
+void message_put_on_one_line(struct pr_buf *b, const char *s, size_t n);
 
 /* The JSON line that exec and http handlers get: {"op":"do","id","type","topic","partition","offset","key",
  * "time","attempt","headers":{},"payload":...} as the sink's line (contracts 2); no newline. */

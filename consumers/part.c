@@ -11,12 +11,17 @@ struct part *part_hold(struct part *p)
 	return p;
 }
 
-void part_drop(struct part *p)
+void part_drop_many(struct part *p, int n)
 {
-	if (!p || atomic_fetch_sub_explicit(&p->refs, 1, memory_order_acq_rel) != 1)
+	if (!p || atomic_fetch_sub_explicit(&p->refs, n, memory_order_acq_rel) != n)
 		return;
 	free(p->topic);
 	free(p);
+}
+
+void part_drop(struct part *p)
+{
+	part_drop_many(p, 1);
 }
 
 /* Both look after they have spoken: either we see that it is closed, or the poll thread sees us. */
@@ -56,4 +61,12 @@ int64_t part_oldest_us(const struct part *p)
 			oldest = us;
 	}
 	return oldest;
+}
+
+/* What is read is looked at first: all of it is in the lanes by then. */
+int part_is_handled(const struct part *p, int64_t end)
+{
+	int64_t through = atomic_load(&p->read_through);
+
+	return part_next(p) >= end || (through >= end && part_oldest_us(p) == INT64_MAX);
 }

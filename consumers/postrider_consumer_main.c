@@ -1,20 +1,18 @@
 /* consumers/postrider_consumer_main.c -- postrider-consumer: one group's handler fed from Kafka, one process,
  * in the foreground. Starts the threads, turns signals into drain and reload, and ends within shutdown.drain.
  */
-#include "consumers/consumer.h"
+#include "consumers/store.h"
+#include "consumers/topics.h"
 
 #include "lib/clock.h"
+#include "lib/daemon.h"
 #include "lib/log.h"
+#include "lib/notify.h"
 #include "lib/prog.h"
 
-#include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
-#include <sys/signalfd.h>
-#include <time.h>
 #include <unistd.h>
 
 /* jemalloc reads this before main: few arenas, and memory given back within seconds, so that the peak of a
@@ -38,6 +36,11 @@ static const struct handler_ops *const handlers[] = {
 	[PR_HANDLER_C] = &handler_c,
 	[PR_HANDLER_HTTP] = &handler_http,
 	[PR_HANDLER_EXEC] = &handler_exec,
+	[PR_HANDLER_SAGA] = &handler_saga,
+	[PR_HANDLER_SCHEDULER] = &handler_scheduler,
+	[PR_HANDLER_PUSH] = &handler_push,
+	[PR_HANDLER_SINK] = &handler_sink,
+	[PR_HANDLER_CANARY] = &handler_canary,
 };
 
 void consumer_stop(struct consumer *c, int exit_code)
@@ -46,15 +49,29 @@ void consumer_stop(struct consumer *c, int exit_code)
 	int none = 0;
 
 	(void)atomic_compare_exchange_strong(&c->exit_code, &none, exit_code);
+	lanes_drain(c);
 	atomic_store(&c->stopping, 1);
 	(void)!write(c->wake_fd, &one, sizeof(one));
+}
+
+/* Without a database a handler's effects lie outside, whatever its kind. */
+static void choose_store(struct consumer *c)
+{
+	c->ops = handlers[conf.handler.kind];
+	c->store = conf.handler.kind == PR_HANDLER_SINK ? &store_sink : &store_postgres;
+	if (conf.database.conninfo)
+		return;
+	c->topics = topics_new(&conf);
+	c->store = &store_topics;
+	if (conf.handler.kind == PR_HANDLER_C)
+		c->ops = &handler_c_outside;
 }
 
 static void consumer_init(struct consumer *c)
 {
 	memset(c, 0, sizeof(*c));
 	c->conf = &conf;
-	c->ops = handlers[conf.handler.kind];
+	choose_store(c);
 	(void)pthread_mutex_init(&c->mutex, NULL);
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	c->started_us = pr_mono_us();
@@ -63,31 +80,41 @@ static void consumer_init(struct consumer *c)
 	atomic_store(&c->kafka_contact_us, pr_mono_us());
 	health_init(c);
 	atomic_store(&c->lanes_used, 1);
-	for (int i = 0; i < LANES_MOST; i++)
+	for (int i = 0; i < LANES_MOST; i++) {
+		hang_init(&c->hangs[i], c->conf);
 		c->lanes[i] = lane_new(c, i);
+	}
 }
 
 /* All threads have ended. */
 static void consumer_release(struct consumer *c)
 {
-	for (int i = 0; i < LANES_MOST; i++)
+	for (int i = 0; i < LANES_MOST; i++) {
 		lane_free(c->lanes[i]);
+		hang_release(&c->hangs[i]);
+	}
+	replay_release(c);
 	group_release(c);
 	for (size_t i = 0; i < c->parts_n; i++)
 		part_drop(c->parts[i]);
 	free(c->parts);
+	topics_free(c->topics);
 	health_release(c);
 	(void)pthread_mutex_destroy(&c->mutex);
 	(void)close(c->wake_fd);
 }
 
-static void reload(struct consumer *c)
+static void reload(struct consumer *c, struct pr_http *http)
 {
 	struct pr_consumer_conf fresh;
 	struct pr_conf *loaded;
 	enum pr_level level;
 	struct pr_err err;
 
+	if (pr_http_renew(http, &err) < 0) {
+		health_trouble(c, TROUBLE_RELOAD, &err);
+		return;
+	}
 	if (pr_prog_reload(&prog, &fresh, &loaded, &err) < 0) {
 		health_trouble(c, TROUBLE_RELOAD, &err);
 		return;
@@ -105,16 +132,18 @@ static void reload(struct consumer *c)
 }
 
 struct threads {
-	pthread_t keeper, group, replay;
-	int working; /* group, replay and lanes run */
+	pthread_t keeper, group, replay, beside;
+	int working; /* group, replay, lanes and what the handler has beside them run */
 };
 
-static void start(pthread_t *thread, void *(*run)(void *), void *arg)
+static void start(pthread_t *thread, const char *name, void *(*run)(void *), struct consumer *c)
 {
-	if (pthread_create(thread, NULL, run, arg) != 0) {
-		pr_log(PR_ERROR, "cannot start a thread");
-		_exit(PR_EX_UNAVAILABLE);
-	}
+	struct pr_err err;
+
+	if (pr_thread_start(thread, name, run, c, &err) == 0)
+		return;
+	pr_log_err(PR_ERROR, "cannot go on", &err);
+	_exit(err.exit);
 }
 
 /* Once the keeper has seen that the database is the right one. */
@@ -122,89 +151,101 @@ static void start_work(struct consumer *c, struct threads *t)
 {
 	t->working = 1;
 	lanes_begin(c, lanes_wanted(c));
-	start(&t->group, group_thread, c);
-	start(&t->replay, replay_thread, c);
+	start(&t->group, "group", group_thread, c);
+	if (!c->topics)
+		start(&t->replay, "replay", replay_thread, c);
+	if (c->ops->beside)
+		start(&t->beside, "beside", c->ops->beside, c);
+}
+
+/* In how many milliseconds to be back; the work begins within 20 of the keeper's word. */
+static int tell(struct consumer *c, const struct threads *t)
+{
+	int ms, sample = health_sample(c);
+	struct pr_verdict v;
+
+	health_judge(c, &v);
+	ms = pr_notify_turn(v.state, v.sentence);
+	ms = ms >= 0 && ms < sample ? ms : sample;
+	return t->working || ms < 20 ? ms : 20;
 }
 
 /* Until a signal or a thread says stop. */
-static void serve(struct consumer *c, struct threads *t, int signal_fd)
+static void serve(struct consumer *c, struct threads *t, struct pr_http *http, int signal_fd)
 {
-	struct pollfd fds[2] = { { .fd = signal_fd, .events = POLLIN },
-		{ .fd = c->wake_fd, .events = POLLIN } };
-	struct signalfd_siginfo info;
+	const char *name = "";
 
 	while (!atomic_load(&c->stopping)) {
 		if (!t->working && atomic_load(&c->ready))
 			start_work(c, t);
-		(void)poll(fds, 2, t->working ? -1 : 20);
-		if (read(signal_fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
-			continue;
-		if (info.ssi_signo == SIGHUP) {
-			reload(c);
-			continue;
+		switch (pr_daemon_wait(signal_fd, c->wake_fd, tell(c, t), &name)) {
+		case PR_ORDER_RELOAD:
+			pr_notify_reloading();
+			reload(c, http);
+			pr_notify_ready();
+			break;
+		case PR_ORDER_STOP:
+			pr_log(PR_INFO, "draining", KS("signal", name));
+			consumer_stop(c, PR_EX_OK);
+			break;
+		case PR_ORDER_NONE:
+			break;
 		}
-		pr_log(PR_INFO, "draining", KS("signal", info.ssi_signo == SIGTERM ? "TERM" : "INT"));
-		consumer_stop(c, PR_EX_OK);
 	}
-}
-
-/* What does not end in time is left to the kernel: positions and effects are one commit, or the handler has
- * the id. */
-static void join_by(pthread_t thread, const struct timespec *deadline, const char *name, int *ret_late)
-{
-	if (pthread_timedjoin_np(thread, NULL, deadline) == 0)
-		return;
-	pr_log(PR_WARN, "did not drain in time", KS("thread", name));
-	*ret_late = 1;
 }
 
 /* Replay first, it feeds the lanes. Then the lanes: the group's last word to Kafka is about what they have
- * committed. */
-static int drain(struct consumer *c, struct threads *t)
+ * committed. What does not end in time is left to the kernel: positions and effects are one commit, or the
+ * handler has the id. */
+static void drain(struct consumer *c, struct threads *t, struct pr_drain *d)
 {
-	struct timespec deadline;
-	int late = 0;
-
-	(void)clock_gettime(CLOCK_REALTIME, &deadline);
-	deadline.tv_sec += pr_setting(&conf.drain_us) / PR_SEC + 1;
-	if (t->working)
-		join_by(t->replay, &deadline, "replay", &late);
+	pr_drain_begin(d, pr_setting(&conf.drain_us) + PR_SEC);
+	if (t->working && !c->topics)
+		pr_drain_join(d, t->replay, "replay");
+	if (t->working && c->ops->beside)
+		pr_drain_join(d, t->beside, "beside");
 	for (int i = 0; i < lanes_begun(c); i++)
-		join_by(c->lane_threads[i], &deadline, "lane", &late);
+		pr_drain_join(d, c->lane_threads[i], "lane");
 	if (t->working) {
 		group_finish(c);
-		join_by(t->group, &deadline, "group", &late);
+		pr_drain_join(d, t->group, "group");
 	}
-	join_by(t->keeper, &deadline, "keeper", &late);
-	return late;
+	pr_drain_join(d, t->keeper, "keeper");
 }
 
 static int run(struct consumer *c, int signal_fd)
 {
 	struct threads threads = { .working = 0 };
+	struct pr_drain end;
 	struct pr_http *http;
-	int late, code;
-	sigset_t all;
 	struct pr_err err;
+	int code;
 
 	if (health_http(c, &http, &err) < 0) {
 		pr_log_err(PR_ERROR, "cannot serve HTTP", &err);
 		return err.exit ? err.exit : PR_EX_UNAVAILABLE;
 	}
+	if (pr_tracer_start(&conf.tracing, conf.group, c->m.registry, &c->tracer, &err) < 0) {
+		pr_log_err(PR_ERROR, "cannot trace", &err);
+		pr_http_stop(http);
+		return err.exit;
+	}
 	pr_log(PR_INFO, "consumer started", KS("group", conf.group), KS("handler", c->ops->kind),
 		KI("lanes", conf.lanes), KS("version", PR_VERSION), KS("librdkafka", rd_kafka_version_str()),
 		KI("http_port", pr_http_port(http)));
-	start(&threads.keeper, keeper_thread, c);
-	serve(c, &threads, signal_fd);
-	/* From here on the default action is back: a second signal ends us at once.
-	 */
-	(void)sigfillset(&all);
-	(void)pthread_sigmask(SIG_UNBLOCK, &all, NULL);
-	late = drain(c, &threads);
+	start(&threads.keeper, "keeper", c->store->keeper, c);
+	pr_notify_ready();
+	serve(c, &threads, http, signal_fd);
+	pr_notify_stopping(pr_setting(&conf.drain_us) + PR_SEC + pr_tracer_budget_us(c->tracer));
+	drain(c, &threads, &end);
+	if (!end.late && pr_tracer_stop(c->tracer) < 0)
+		pr_drain_late(&end, "tracing");
 	pr_http_stop(http);
 	code = atomic_load(&c->exit_code);
+	if (end.late)
+		pr_log(PR_WARN, "did not drain in time", KS("threads", end.names));
 	pr_log(PR_INFO, "consumer stopped", KI("exit", code));
-	if (late)
+	if (end.late)
 		_exit(code);
 	return code;
 }
@@ -213,20 +254,18 @@ int main(int argc, char **argv)
 {
 	struct pr_conf *loaded;
 	enum pr_level level;
-	sigset_t set;
+	struct pr_err err;
 	int rc, signal_fd;
 
 	rc = pr_prog_start(&prog, argc, argv, &loaded);
 	if (rc != 0)
 		return rc - 1;
-	(void)signal(SIGPIPE, SIG_IGN);
-	(void)setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }); /* secrets are in memory */
-	(void)sigemptyset(&set);
-	(void)sigaddset(&set, SIGTERM);
-	(void)sigaddset(&set, SIGINT);
-	(void)sigaddset(&set, SIGHUP);
-	(void)pthread_sigmask(SIG_BLOCK, &set, NULL);
-	signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	pr_notify_begin();
+	signal_fd = pr_daemon_signals(&err);
+	if (signal_fd < 0) {
+		pr_log_err(PR_ERROR, "cannot start", &err);
+		return err.exit;
+	}
 	if (pr_level_parse(conf.log_level, &level) == 0)
 		pr_log_level(level);
 	consumer_init(&consumer);

@@ -21,6 +21,10 @@
  * the transaction stops the consumer. Whatever it prepares, sets or creates for the session stays there;
  * the session may be another one at the next call.
  *
+ * Without a database (a config that names none) conn is NULL, n is 1, and nothing is rolled back: effects lie
+ * outside, a crash may repeat the last of them, and the id tells. Only a library that has the flag
+ * POSTRIDER_NO_DATABASE is called so.
+ *
  * Time. No deadline of ours reaches into a libpq call of yours. The server keeps one: the transaction's
  * statement_timeout is handler.timeout, and a statement that runs into it fails the call as class "timeout".
  * Against a server that has gone without a word, put tcp_user_timeout=... into database.conninfo. Whoever
@@ -87,8 +91,9 @@ struct postrider_result {
 
 enum { POSTRIDER_DO = 0, POSTRIDER_UNDO = 1 }; /* op */
 
-enum {                          /* flags of a handler */
-	POSTRIDER_CAN_UNDO = 1, /* handle takes POSTRIDER_UNDO; needed for handler.undo = true */
+enum {                             /* flags of a handler */
+	POSTRIDER_CAN_UNDO = 1,    /* handle takes POSTRIDER_UNDO; needed for handler.undo = true */
+	POSTRIDER_NO_DATABASE = 2, /* handle works with conn = NULL; needed for a config without database */
 };
 
 enum { /* what open returns */

@@ -1,6 +1,7 @@
 /* consumers/read.c -- from the partitions' queues into the lanes, in turns and in lists. Refuses to read on
  * when so much waits for a full lane: the broker keeps the rest. */
 #include "consumers/group.h"
+#include "consumers/spring.h"
 
 #include "lib/clock.h"
 #include "lib/log.h"
@@ -28,7 +29,7 @@ static void flush_worker(struct group *g, int worker)
 
 static void add(struct group *g, struct message *m)
 {
-	int worker = m->lane % m->part->workers;
+	int worker = lane_number(m->part, m->lane);
 	struct out *o = &g->out[worker];
 
 	if (o->n == 0)
@@ -108,7 +109,9 @@ static void take(struct group *g, struct slot *s, struct message *m)
 {
 	struct held *h = &s->held[m->lane];
 
-	if (!h->head && lane_has_room(lane_of(g->c, s->part, m->lane))) {
+	if (m->due_us > 0 && m->due_us > pr_wall_us())
+		s->due_us = m->due_us;
+	if (!s->due_us && !h->head && lane_has_room(lane_of(g->c, s->part, m->lane))) {
 		add(g, m);
 		return;
 	}
@@ -119,15 +122,22 @@ static void take(struct group *g, struct slot *s, struct message *m)
 	s->held_bytes += m->bytes;
 }
 
-/* What is held goes on where there is room by now. */
+/* What is held goes on where there is room by now, and not before its time. */
 static void let_go(struct group *g, struct slot *s)
 {
+	int64_t now = s->held_bytes > 0 ? pr_wall_us() : 0;
+
+	s->due_us = 0;
 	for (int i = 0; s->held_bytes > 0 && i < s->part->lane_count; i++) {
 		struct held *h = &s->held[i];
 
 		while (h->head && lane_has_room(lane_of(g->c, s->part, i))) {
 			struct message *m = h->head;
 
+			if (m->due_us > now) {
+				s->due_us = m->due_us;
+				return;
+			}
 			h->head = m->next;
 			m->next = NULL;
 			s->held_bytes -= m->bytes;
@@ -173,6 +183,10 @@ static struct message *wanted(struct slot *s, rd_kafka_message_t *rkm)
 		return NULL;
 	}
 	m->part = part_hold(p);
+	m->after = p->lane[m->lane].pushed;
+	p->lane[m->lane].pushed = m->offset + 1;
+	if (p->wanders)
+		spring_read(m);
 	return m;
 }
 
@@ -184,7 +198,8 @@ static int read_slot(struct group *g, struct slot *s)
 	struct message *m;
 
 	let_go(g, s);
-	for (int i = 0; s->hot && i < TURN_MESSAGES && s->held_bytes < limit && s->state == SLOT_READING;
+	for (int i = 0; s->hot && i < TURN_MESSAGES && s->held_bytes < limit && s->state == SLOT_READING &&
+			!s->due_us;
 		i++) {
 		rkm = rd_kafka_consume_queue(s->queue, 0);
 		if (!rkm) {
@@ -210,10 +225,10 @@ static int read_slot(struct group *g, struct slot *s)
 	}
 	if (s->held_bytes >= limit)
 		s->full = 1;
-	else if (s->state == SLOT_READING)
+	else if (s->state == SLOT_READING && !s->due_us)
 		refill(g, s);
-	g->dry |= s->held_bytes > 0;
-	return s->hot && s->held_bytes < limit && s->state == SLOT_READING;
+	g->dry |= s->held_bytes > 0 && !s->due_us;
+	return s->hot && !s->due_us && s->held_bytes < limit && s->state == SLOT_READING;
 }
 
 static int readable(const struct slot *s)
@@ -274,6 +289,7 @@ void slot_close(struct slot *s)
 	free(s->held);
 	s->held = NULL;
 	s->held_bytes = 0;
+	s->due_us = 0;
 	if (!s->queue)
 		return;
 	rd_kafka_queue_io_event_enable(s->queue, -1, NULL, 0);

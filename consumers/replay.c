@@ -4,8 +4,10 @@
  * ids, or without dedupe by id.
  *
  * If we die here, at any line: the job's next_offset stands before the window, which is then read once more,
- * and what was handled in it is a duplicate. */
-#include "consumers/consumer.h"
+ * and what was handled in it is a duplicate. That it was begun is counted before its first message is pushed
+ * (inbox.replay_begun): after a death its messages go one by one, and the one that was begun limits.crashes
+ * times ends the job. */
+#include "consumers/store.h"
 
 #include "lib/clock.h"
 #include "lib/kafka.h"
@@ -27,6 +29,9 @@ struct job {
 	int64_t at, to;
 	int64_t since_us;  /* ids are remembered since; INT64_MIN: all */
 	struct part *part; /* counted */
+	int begun;         /* the window is counted as begun, and has not ended */
+	unsigned careful;  /* so many windows of one message each: a larger one never came back */
+	char fatal[400];   /* why the job ends: the record that takes the process along */
 };
 
 struct replayer {
@@ -95,6 +100,37 @@ static int progress(struct replayer *r, const struct job *j, int64_t next, uint6
 	return running;
 }
 
+/* How often the window was begun now; -1: broken. */
+static int begun(struct replayer *r, const struct job *j, const char *times, struct pr_err *err)
+{
+	char partition[16];
+	const char *params[4] = { j->id, j->topic, partition, times };
+	PGresult *res;
+	int n;
+
+	(void)snprintf(partition, sizeof(partition), "%d", (int)j->partition);
+	res = pr_pg_exec(r->pg, sql_replay_begun, 4, params, err);
+	if (!res)
+		return -1;
+	n = atoi(PQgetvalue(res, 0, 0));
+	PQclear(res);
+	return n;
+}
+
+/* The window was cut short, by a stop or by losing the partition, and we live: no crash. At a stop our
+ * session says nothing more: another one, which no wake-up ends. */
+static void unbegin(struct replayer *r, struct job *j)
+{
+	struct pr_err err;
+
+	if (!j->begun || begun(r, j, "-1", &err) >= 0 || !atomic_load(&r->c->stopping))
+		return; /* else one crash too many is counted */
+	pr_pg_close(r->pg);
+	r->pg = NULL;
+	if (session_open(&r->pg, r->c, "replay", -1, &err) == 0)
+		(void)begun(r, j, "-1", &err);
+}
+
 static int failed(struct replayer *r, const struct job *j, const char *why, struct pr_err *err)
 {
 	const char *params[2] = { j->id, why };
@@ -151,19 +187,48 @@ static struct message *message_for(struct replay *w, const struct job *j, rd_kaf
 	return m;
 }
 
-enum window { WINDOW_ON, WINDOW_END, WINDOW_LOST, WINDOW_TOO_OLD, WINDOW_GONE, WINDOW_QUIET };
+enum window {
+	WINDOW_ON,
+	WINDOW_END,
+	WINDOW_LOST,
+	WINDOW_TOO_OLD,
+	WINDOW_GONE,
+	WINDOW_QUIET,
+	WINDOW_FATAL,
+	WINDOW_BROKEN
+};
+
+/* Before its first message. */
+static enum window begin_window(
+	struct replayer *r, struct job *j, const struct message *first, struct pr_err *err)
+{
+	int times = begun(r, j, "1", err);
+
+	if (times < 0)
+		return WINDOW_BROKEN;
+	j->begun = 1;
+	if (times > 1)
+		j->careful = WINDOW;
+	if (times <= pr_setting(&r->c->conf->limits.crashes))
+		return WINDOW_ON;
+	(void)snprintf(j->fatal, sizeof(j->fatal),
+		"%s-%d-%" PRId64 " was begun %d times and never finished: it takes the process along",
+		j->topic, (int)j->partition, first->offset, times - 1);
+	return WINDOW_FATAL;
+}
 
 /* Pushes up to a window of messages; *ret_next is the offset behind them. */
-static enum window push_window(struct replayer *r, rd_kafka_t *rk, const struct job *j, struct replay *w,
-	int64_t *ret_next, uint64_t *ret_pushed)
+static enum window push_window(struct replayer *r, rd_kafka_t *rk, struct job *j, struct replay *w,
+	int64_t *ret_next, uint64_t *ret_pushed, struct pr_err *err)
 {
 	int64_t quiet_at = pr_mono_us() + QUIET_US;
 	rd_kafka_message_t *rkm;
+	enum window how;
 	struct message *m;
 	struct lane *l;
 
 	*ret_pushed = 0;
-	while (*ret_pushed < WINDOW && *ret_next < j->to) {
+	while (*ret_pushed < (j->careful ? 1 : WINDOW) && *ret_next < j->to) {
 		if (atomic_load(&r->c->stopping) || atomic_load(&j->part->dead))
 			return WINDOW_LOST;
 		rkm = rd_kafka_consumer_poll(rk, 50);
@@ -195,6 +260,10 @@ static enum window push_window(struct replayer *r, rd_kafka_t *rk, const struct 
 		if (m->time_us >= 0 && m->time_us < j->since_us) {
 			message_free(m);
 			return WINDOW_TOO_OLD;
+		}
+		if (*ret_pushed == 0 && (how = begin_window(r, j, m, err)) != WINDOW_ON) {
+			message_free(m);
+			return how;
 		}
 		*ret_next = m->offset + 1;
 		l = lane_of(r->c, j->part, m->lane);
@@ -230,16 +299,24 @@ static int run_part(struct replayer *r, struct job *j, struct pr_err *err)
 		uint64_t pushed;
 
 		atomic_store(&w->refs, 1);
-		how = push_window(r, rk, j, w, &next, &pushed);
+		j->begun = 0;
+		how = push_window(r, rk, j, w, &next, &pushed, err);
 		await_window(r, w);
 		done = atomic_load(&w->done);
 		duplicates = atomic_load(&w->duplicates);
 		replay_drop(w);
-		if (done < pushed)
+		if (done < pushed) {
+			unbegin(r, j);
 			break; /* the partition was lost under way: its next owner goes on */
+		}
 		if (how == WINDOW_END)
 			next = j->to;
-		if (how == WINDOW_TOO_OLD)
+		j->careful -= j->careful > 0;
+		if (how == WINDOW_BROKEN)
+			rc = -1;
+		else if (how == WINDOW_FATAL)
+			rc = failed(r, j, j->fatal, err);
+		else if (how == WINDOW_TOO_OLD)
 			rc = failed(r, j,
 				"its messages are older than the ids that inbox.seen remembers: they could "
 				"not be "
@@ -251,9 +328,20 @@ static int run_part(struct replayer *r, struct job *j, struct pr_err *err)
 			rc = progress(r, j, next, pushed - duplicates, duplicates, err);
 		j->at = next;
 	}
-	if (rk)
+	/* Messages of it that lanes still have keep a client from going: at a stop nobody handles them any
+	 * more. */
+	if (rk && atomic_load(&r->c->stopping))
+		r->c->replay_reader = rk;
+	else if (rk)
 		rd_kafka_destroy(rk);
 	return rc < 0 ? -1 : 0;
+}
+
+void replay_release(struct consumer *c)
+{
+	if (c->replay_reader)
+		rd_kafka_destroy(c->replay_reader);
+	c->replay_reader = NULL;
 }
 
 /* ---------------------------------------------------------------- jobs */
@@ -278,7 +366,9 @@ static int run_jobs(struct replayer *r, struct pr_err *err)
 		j.part = owned(r->c, j.topic, j.partition);
 		if (!j.part)
 			continue;
-		if (r->c->conf->dedupe != PR_DEDUPE_INBOX)
+		if (r->c->store->one_lane)
+			rc = failed(r, &j, "the group is a sink: it takes no record a second time", err);
+		else if (r->c->conf->dedupe != PR_DEDUPE_INBOX)
 			rc = failed(r, &j,
 				"the group runs with dedupe = \"offset\": it could not tell what was handled",
 				err);

@@ -6,6 +6,7 @@
 #include "consumers/subprocess.h"
 
 #include "lib/clock.h"
+#include "lib/conf_check.h"
 #include "lib/log.h"
 
 #include <errno.h>
@@ -42,27 +43,6 @@ static void close_fd(int *fd)
 }
 
 /* ---------------------------------------------------------------- before the fork */
-
-static int is_program(const char *path)
-{
-	return access(path, X_OK) == 0;
-}
-
-static char *find_in_path(const char *name)
-{
-	const char *path = getenv("PATH"), *end;
-
-	for (path = path ? path : "/usr/bin:/bin"; path; path = *end ? end + 1 : NULL) {
-		char *full;
-
-		end = strchrnul(path, ':');
-		full = pr_asprintf("%.*s/%s", (int)(end - path), path, name);
-		if (end > path && is_program(full))
-			return full;
-		free(full);
-	}
-	return NULL;
-}
 
 static int config_fail(struct pr_err *err, const char *name, const char *why)
 {
@@ -244,7 +224,7 @@ int subprocess_start(struct subprocess *p, char *const *argv, const char *const 
 	};
 	int lane = p->lane, rc = -1;
 
-	l.path = strchr(argv[0], '/') ? pr_strdup(argv[0]) : find_in_path(argv[0]);
+	l.path = strchr(argv[0], '/') ? pr_strdup(argv[0]) : pr_find_program(argv[0]);
 	if (!l.path)
 		return config_fail(err, argv[0], "it is not in PATH");
 	l.envp = make_env(env);

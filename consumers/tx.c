@@ -2,7 +2,9 @@
  * positions. Refuses to send anything: apply.c does. */
 #include "consumers/tx.h"
 
+#include "lib/clock.h"
 #include "lib/fault.h"
+#include "lib/uuid.h"
 #include "sql.h"
 
 #include <stdlib.h>
@@ -31,6 +33,8 @@ void tx_init(struct tx *t, struct lane *l, struct work *w, size_t n)
 	t->m = pr_calloc(n + 1, sizeof(struct message *));
 	t->index = pr_calloc(n + 1, sizeof(*t->index));
 	t->handler_at = t->remember_at = t->unpark_at = -1;
+	if (l->c->tracer)
+		l->began_us = pr_wall_us();
 	collect(t);
 }
 
@@ -96,12 +100,14 @@ int step_by_place(const void *x, const void *y)
 void take_steps(struct lane *l, const struct work *w, size_t n)
 {
 	l->steps_n = 0;
+	l->torn = 0;
 	for (size_t i = 0; i < n; i++) {
 		struct step *s;
 
 		if (w[i].m->replay)
 			continue;
 		s = step_of(l, w[i].m->part, w[i].m->lane);
+		l->torn |= !w[i].m->parked && w[i].m->after > 0 && w[i].m->after > s->next;
 		if (!w[i].m->parked && w[i].m->offset >= s->next)
 			s->next = w[i].m->offset + 1;
 	}
@@ -110,7 +116,8 @@ void take_steps(struct lane *l, const struct work *w, size_t n)
 			if (l->steps[j].part == l->served[i].part && l->steps[j].lane == l->served[i].lane &&
 				l->served[i].through > l->steps[j].next)
 				l->steps[j].next = l->served[i].through;
-	qsort(l->steps, l->steps_n, sizeof(*l->steps), step_by_place);
+	if (l->steps_n > 0) /* none of what is replayed */
+		qsort(l->steps, l->steps_n, sizeof(*l->steps), step_by_place);
 }
 
 static void put_places(const struct lane *l, struct args *a)
@@ -169,15 +176,8 @@ void tx_attempt(struct tx *t)
 	struct args *a;
 
 	if (t->w[0].m->parked) { /* the same for a parked one: due later, unless this try succeeds */
-		struct work tried = t->w[0];
-
-		tried.v.fate = FATE_PARK;
-		tried.m->attempts++;
-		tried.v.delay_us = delay_of(rule_of(l, &tried.v.why), tried.m, &tried.v.why);
 		a = tx_args(t);
-		t->s[t->s_n] = held_stmt(l, &tried, a);
-		t->s[t->s_n++].sync = 1;
-		tried.m->attempts--;
+		t->s[t->s_n++] = held_begun_stmt(l, &t->w[0], t->n, a);
 		return;
 	}
 	if (l->steps_n == 0)
@@ -200,6 +200,18 @@ void tx_attempt(struct tx *t)
 	args_end(a);
 	put_epochs(l, a);
 	(void)tx_add(t, a, sql_lane_attempt, 1);
+}
+
+size_t take_idle(struct lane *l)
+{
+	l->steps_n = 0;
+	for (size_t i = 0; i < l->served_n; i++)
+		if (!atomic_load(&l->served[i].part->dead) && (l->work_n == 0 || l->served[i].settled) &&
+			l->served[i].through > l->served[i].part->lane[l->served[i].lane].next)
+			step_of(l, l->served[i].part, l->served[i].lane)->next = l->served[i].through;
+	if (l->steps_n > 0)
+		qsort(l->steps, l->steps_n, sizeof(*l->steps), step_by_place);
+	return l->steps_n;
 }
 
 /* ---------------------------------------------------------------- ids */
@@ -254,33 +266,21 @@ int to_record(const struct work *w)
 
 /* ---------------------------------------------------------------- what is held back */
 
-/* "outbox.event.reservation" -> "reservation"; any other topic is its own aggregate type. */
+/* "outbox.event.reservation" and "outbox.command.reservation" -> "reservation"; any other topic is its own
+ * aggregate type. */
 static const char *aggregate_of(const char *topic)
 {
-	static const char prefix[] = "outbox.event.";
+	static const char *const prefix[] = { "outbox.event.", "outbox.command." };
 
-	return strncmp(topic, prefix, sizeof(prefix) - 1) == 0 ? topic + sizeof(prefix) - 1 : topic;
-}
-
-static void put_failed_payload(struct pr_buf *b, const struct work *w)
-{
-	pr_buf_puts(b, "{\"id\":");
-	pr_buf_json(b, w->m->id_text, strlen(w->m->id_text));
-	pr_buf_puts(b, ",\"topic\":");
-	pr_buf_json(b, w->m->topic, strlen(w->m->topic));
-	pr_buf_printf(b, ",\"partition\":%d,\"offset\":%lld,\"attempts\":%u,\"class\":\"%s\",\"code\":",
-		(int)w->m->partition, (long long)w->m->offset, w->m->attempts,
-		pr_fail_class_str(w->v.why.cls));
-	pr_buf_json(b, w->v.why.code, strlen(w->v.why.code));
-	pr_buf_puts(b, ",\"cause\":");
-	pr_buf_json(b, w->v.why.text, strlen(w->v.why.text));
-	pr_buf_puts(b, "}");
+	for (size_t i = 0; i < sizeof(prefix) / sizeof(*prefix); i++)
+		if (strncmp(topic, prefix[i], strlen(prefix[i])) == 0 && topic[strlen(prefix[i])])
+			return topic + strlen(prefix[i]);
+	return topic;
 }
 
 /* What outbox.publish takes: the key as text, or the record's place when that is too little or too much. */
-static void put_aggregate_id(struct args *a, const struct message *m)
+static void put_key_text(struct pr_buf *b, const struct message *m)
 {
-	struct pr_buf *b = args_begin(a, OID_TEXT);
 	size_t at = b->len;
 
 	if (m->key)
@@ -289,7 +289,35 @@ static void put_aggregate_id(struct args *a, const struct message *m)
 		b->len = at;
 		pr_buf_printf(b, "%s-%d-%lld", m->topic, (int)m->partition, (long long)m->offset);
 	}
+}
+
+static void put_aggregate_id(struct args *a, const struct message *m)
+{
+	put_key_text(args_begin(a, OID_TEXT), m);
 	args_end(a);
+}
+
+static void put_failed_payload(struct pr_buf *b, const struct lane *l, const struct work *w)
+{
+	const struct outcome *why = message_why(w->m);
+	struct pr_buf key = { 0 };
+
+	pr_buf_puts(b, "{\"group\":");
+	pr_buf_json(b, l->c->conf->group, strlen(l->c->conf->group));
+	put_key_text(&key, w->m);
+	pr_buf_puts(b, ",\"key\":");
+	pr_buf_json(b, key.s, key.len);
+	pr_buf_free(&key);
+	pr_buf_puts(b, ",\"id\":");
+	pr_buf_json(b, w->m->id_text, strlen(w->m->id_text));
+	pr_buf_puts(b, ",\"topic\":");
+	pr_buf_json(b, w->m->topic, strlen(w->m->topic));
+	pr_buf_printf(b, ",\"partition\":%d,\"offset\":%lld,\"attempts\":%u,\"class\":\"%s\",\"code\":",
+		(int)w->m->partition, (long long)w->m->offset, w->m->attempts, pr_fail_class_str(why->cls));
+	pr_buf_json(b, why->code, strlen(why->code));
+	pr_buf_puts(b, ",\"cause\":");
+	pr_buf_json(b, why->text, strlen(why->text));
+	pr_buf_puts(b, "}");
 }
 
 /* A type that the name of an event can be made of. */
@@ -301,8 +329,8 @@ static int has_plain_type(const struct message *m)
 	return m->type_len > 0 && m->type_len <= MAX_TYPE && pr_utf8_text(m->type, m->type_len);
 }
 
-static void add_publish(struct tx *t, const struct work *w, const char *type, size_t type_n,
-	const char *suffix, const char *payload, size_t payload_n)
+static struct args *begin_publish(
+	struct tx *t, const struct work *w, const char *type, size_t type_n, const char *suffix)
 {
 	struct args *a = tx_args(t);
 	struct pr_buf *b;
@@ -313,13 +341,56 @@ static void add_publish(struct tx *t, const struct work *w, const char *type, si
 	pr_buf_put(b, type, type_n);
 	pr_buf_puts(b, suffix);
 	args_end(a);
+	return a;
+}
+
+/* As what a handler publishes: what it is about, and what it follows from. */
+static void put_carried(struct args *a, const struct message *m)
+{
+	const struct header *h = message_header(m, "correlation-id");
+	int plain = h && h->value && h->len > 0 && h->len <= 256 && pr_utf8_text(h->value, h->len);
+	struct pr_buf *b = args_begin(a, OID_TEXT);
+	char id[37];
+
+	(void)pr_uuid_print(m->id, id);
+	pr_buf_printf(b, "{\"causation-id\":\"%s\",\"correlation-id\":", id);
+	if (plain)
+		pr_buf_json(b, h->value, h->len);
+	else
+		pr_buf_json(b, id, strlen(id));
+	pr_buf_puts(b, "}");
+	args_end(a);
+}
+
+static void add_publish(struct tx *t, const struct work *w, const char *type, size_t type_n,
+	const char *suffix, const char *payload, size_t payload_n)
+{
+	struct args *a = begin_publish(t, w, type, type_n, suffix);
+
 	args_text_n(a, payload, payload_n);
+	put_carried(a, w->m);
 	(void)tx_add(t, a, sql_lane_publish, 0);
+}
+
+/* With the message's payload: a tombstone, or one that is no JSON, goes as the bytes it is. */
+static void add_undo_event(struct tx *t, const struct work *w, const char *type)
+{
+	const struct message *m = w->m;
+	struct args *a;
+
+	if (m->json) {
+		add_publish(t, w, type, strlen(type), "", m->payload, m->payload_len);
+		return;
+	}
+	a = begin_publish(t, w, type, strlen(type), "");
+	args_bytes(a, m->payload, m->payload_len);
+	put_carried(a, m);
+	(void)tx_add(t, a, sql_lane_publish_bytes, 0);
 }
 
 int undoes(const struct lane *l)
 {
-	return l->c->conf->handler.undo_function || l->c->conf->handler.undo ||
+	return l->c->ops->undoes || l->c->conf->handler.undo_function || l->c->conf->handler.undo ||
 	       l->c->conf->handler.undo_event;
 }
 
@@ -332,7 +403,7 @@ static void add_undo(struct tx *t, const struct work *w)
 
 	if (!undoes(l) || !w->v.undo)
 		return;
-	if (l->c->ops->statement && l->c->conf->handler.undo_function) {
+	if (l->c->ops->statement && (l->c->ops->undoes || l->c->conf->handler.undo_function)) {
 		struct args *a = tx_args(t);
 
 		message_put_array(args_begin(a, l->types.message_array), &l->types,
@@ -340,41 +411,55 @@ static void add_undo(struct tx *t, const struct work *w)
 		args_end(a);
 		t->handler_at = tx_add(t, a, l->c->ops->statement(l->handler, OP_UNDO), 0);
 	}
-	put_failed_payload(&b, w);
+	put_failed_payload(&b, l, w);
 	if (has_plain_type(m))
 		add_publish(t, w, m->type, m->type_len, "Failed", b.s, b.len);
 	else
 		add_publish(t, w, "Event", strlen("Event"), "Failed", b.s, b.len);
-	if (l->c->conf->handler.undo_event && m->json)
-		add_publish(t, w, l->c->conf->handler.undo_event, strlen(l->c->conf->handler.undo_event), "",
-			m->payload, m->payload_len);
+	if (l->c->conf->handler.undo_event)
+		add_undo_event(t, w, l->c->conf->handler.undo_event);
 	pr_buf_free(&b);
 }
 
-/* A parked message leaves inbox.parked by what became of it. */
+/* The first n, with which all is well. */
+static void add_gone(struct tx *t, size_t n)
+{
+	struct args *a;
+
+	if (n == 0)
+		return;
+	a = tx_args(t);
+	args_array(a, OID_INT8_ARRAY, OID_INT8, n);
+	for (size_t i = 0; i < n; i++)
+		args_element_int8(a, t->w[i].m->parked);
+	args_end(a);
+	t->unpark_at = tx_add(t, a, sql_lane_unpark, 0);
+	if (t->w[0].m->dead_letter) { /* comes alone */
+		a = tx_args(t);
+		args_int(a, t->w[0].m->dead_letter);
+		(void)tx_add(t, a, sql_lane_retried, 0);
+	}
+}
+
+/* Parked messages leave inbox.parked by what became of them; only the last one may not be well. */
 static void add_unpark(struct tx *t)
 {
-	struct work *w = t->w;
-	struct args *a = tx_args(t);
+	struct work *w = &t->w[t->n - 1];
+	int well = !w->skip && !work_is_held(w);
+	struct args *a;
 
 	t->last = -1;
+	add_gone(t, t->n - (size_t)!well);
+	if (well)
+		return;
+	if (w->v.fate == FATE_BURY)
+		add_undo(t, w);
+	a = tx_args(t);
 	if (w->skip) {
 		args_int(a, w->m->parked);
 		(void)tx_add(t, a, sql_lane_skip, 0);
-		return;
-	}
-	if (w->v.fate == FATE_BURY)
-		add_undo(t, w);
-	if (w->v.fate == FATE_BURY || w->v.fate == FATE_PARK) {
+	} else {
 		t->s[t->s_n++] = held_stmt(t->l, w, a);
-		return;
-	}
-	args_int(a, w->m->parked);
-	t->unpark_at = tx_add(t, a, sql_lane_unpark, 0);
-	if (w->m->dead_letter) {
-		a = tx_args(t);
-		args_int(a, w->m->dead_letter);
-		(void)tx_add(t, a, sql_lane_retried, 0);
 	}
 }
 
@@ -395,7 +480,7 @@ static void add_noted(struct tx *t)
 void tx_held(struct tx *t)
 {
 	add_noted(t);
-	if (t->n == 1 && t->w[0].m->parked) {
+	if (t->n > 0 && t->w[0].m->parked) {
 		add_unpark(t);
 		return;
 	}

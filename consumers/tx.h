@@ -22,6 +22,15 @@ struct tx {
 	int last;                               /* of a parked message: as apply_parked tells it */
 };
 
+/* apply.c: of effects outside the transaction. Fates by the handler's answers, one for each of t->m; what
+ * undoes a message that is to be buried, 0: it is not undone, and its fate is another. */
+void take_answers(struct tx *t, const struct outcome *out);
+int undone_outside(struct tx *t, struct work *w, struct pr_err *err);
+
+/* apply.c: after the commit of w[0..n). */
+void account(struct lane *l, const struct work *w, size_t n);
+void time_it(struct lane *l, int64_t began_us, const struct message *first);
+
 /* fates.c */
 int lane_dedupes(const struct lane *l);
 int work_is_held(const struct work *w); /* its fate is to be parked or buried */
@@ -52,6 +61,9 @@ void tx_advance(struct tx *t, int sync);
 void take_steps(struct lane *l, const struct work *w, size_t n);
 struct step *step_of(struct lane *l, struct part *p, int lane);
 int step_by_place(const void *x, const void *y); /* the order in which rows are locked */
+
+/* Idle positions that have something to move on to, into l->steps; how many. */
+size_t take_idle(struct lane *l);
 
 /* Parameters group, ids, hashes of the messages that pick chooses; returns how many. */
 size_t tx_ids(const struct tx *t, struct args *a, int (*pick)(const struct work *w));

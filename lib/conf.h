@@ -23,6 +23,7 @@ enum pr_opt_type {
 	PR_OPT_DURATION, /* int64_t microseconds: string "500us", "10ms", "5s", "2m", "1h", "7d" */
 	PR_OPT_ENUM,     /* int: index of the word in choices ("a|b|c") */
 	PR_OPT_STRS,     /* struct pr_strs: list or array of strings */
+	PR_OPT_RATIO,    /* int64_t millionths: 0.0 to 1.0, no more than six digits behind the point */
 	PR_OPT_GROUPS,   /* struct pr_groups: list of groups, each parsed by its own table (.sub) */
 };
 
@@ -31,6 +32,7 @@ enum { /* flags */
 	PR_OPT_NO_RELOAD = 2, /* SIGHUP that changes it is refused whole, by name */
 	PR_OPT_HIDDEN = 4,    /* for tests: parsed, but not in the sample or the reference */
 	PR_OPT_SHOWN = 8,     /* the sample sets its example: without it the sample would be refused */
+	PR_OPT_PLAIN = 16,    /* of STRS: "token=..." is no secret, and "env:" and "file:" are text */
 };
 
 struct pr_strs {
@@ -55,6 +57,7 @@ struct pr_opt {
 	const struct pr_opt *sub; /* of GROUPS */
 	size_t sub_size;
 	const char *example; /* of an option without default: what the sample shows, as def would */
+	const char *refused; /* of ENUM: the hint for a word that is none of choices */
 };
 
 struct pr_conf; /* a loaded file: owns the values the caller's struct points to */
@@ -69,6 +72,15 @@ int pr_conf_load(const char *file, const struct pr_opt *table, void *target, con
 	size_t n, struct pr_conf **ret, struct pr_err *err) PR_MUSTCHECK;
 void pr_conf_free(struct pr_conf *conf);
 
+/* The same for a program that needs few of a file's secrets: "env:NAME" and "file:/path" stay in *target as
+ * they are written, neither looked up nor checked. pr_conf_follow puts what one of them names in its place
+ * (nothing to do: 0); pr_conf_unread says whether that has still to be done. */
+int pr_conf_load_unread(const char *file, const struct pr_opt *table, void *target,
+	const char *const *overrides, size_t n, struct pr_conf **ret, struct pr_err *err) PR_MUSTCHECK;
+int pr_conf_unread(const struct pr_conf *conf, const char *path);
+int pr_conf_follow(struct pr_conf *conf, const struct pr_opt *table, void *target, const char *path,
+	struct pr_err *err) PR_MUSTCHECK;
+
 /* The same from memory (len bytes, need not end in NUL); name stands for the file in errors; an
  * @include is refused. Tests and the fuzzer use it. */
 int pr_conf_load_text(const char *name, const char *text, size_t len, const struct pr_opt *table,
@@ -76,9 +88,12 @@ int pr_conf_load_text(const char *name, const char *text, size_t len, const stru
 	struct pr_err *err) PR_MUSTCHECK;
 
 /* For semantic errors found later: fills err with "file:line: key: <text>" where the
- * key was set (or "file: key: ..." when it is a default); returns -1. */
+ * key was set; of a default, the line of its element of GROUPS, or "file: key: ..."; returns -1. */
 int pr_conf_fail(const struct pr_conf *conf, const char *path, struct pr_err *err, const char *fmt, ...)
 	PR_PRINTF(4, 5);
+
+/* Line of the file that sets the option; 0: none does. */
+int pr_conf_line(const struct pr_conf *conf, const char *path);
 
 /* Name of the first PR_OPT_NO_RELOAD option that differs, or NULL. */
 const char *pr_conf_frozen_change(const struct pr_opt *table, const void *was, const void *is);

@@ -7,9 +7,11 @@
 
 #include <arpa/inet.h>
 #include <ctype.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 int pr_check_brokers(const char *brokers, const struct pr_conf *conf, struct pr_err *err)
 {
@@ -67,7 +69,18 @@ static int is_loopback(const char *host)
 	return strcasecmp(host, "localhost") == 0;
 }
 
-int pr_check_listen(const char *listen, const char *token, const struct pr_conf *conf, struct pr_err *err)
+static int check_tls(const struct pr_http_tls *tls, const struct pr_conf *conf, struct pr_err *err)
+{
+	if (!tls->cert != !tls->key)
+		return pr_conf_fail(conf, tls->cert ? "http.tls.cert" : "http.tls.key", err,
+			"needs %s beside it", tls->cert ? "http.tls.key" : "http.tls.cert");
+	if (tls->client_ca && !tls->cert)
+		return pr_conf_fail(conf, "http.tls.client_ca", err, "needs http.tls.cert and http.tls.key");
+	return 0;
+}
+
+int pr_check_listen(const char *listen, const char *token, const struct pr_http_tls *tls,
+	const struct pr_conf *conf, struct pr_err *err)
 {
 	char host[256];
 
@@ -75,10 +88,38 @@ int pr_check_listen(const char *listen, const char *token, const struct pr_conf 
 		(void)pr_conf_fail(conf, "http.listen", err, "is not address:port");
 		return pr_hint(err, "like 127.0.0.1:9470, [::1]:9470 or *:9470");
 	}
-	if (is_loopback(host) || token)
+	if (tls && check_tls(tls, conf, err) < 0)
+		return -1;
+	if (is_loopback(host) || token || (tls && tls->client_ca))
 		return 0;
 	(void)pr_conf_fail(conf, "http.listen", err, "needs http.token to listen off loopback");
-	return pr_hint(err, "set http.token to \"env:NAME\" or \"file:/path\"");
+	return pr_hint(err, "set http.token to \"env:NAME\" or \"file:/path\"%s",
+		tls ? ", or http.tls.client_ca" : "");
+}
+
+int pr_check_file(const char *key, const char *path, int mode, const struct pr_conf *conf, struct pr_err *err)
+{
+	if (access(path, mode) == 0)
+		return 0;
+	return pr_conf_fail(conf, key, err, "\"%.150s\": %s", path, strerror(errno));
+}
+
+char *pr_find_program(const char *name)
+{
+	const char *path = getenv("PATH"), *end;
+
+	if (strchr(name, '/'))
+		return access(name, X_OK) == 0 ? pr_strdup(name) : NULL;
+	for (path = path ? path : "/usr/bin:/bin"; path; path = *end ? end + 1 : NULL) {
+		char *full;
+
+		end = strchrnul(path, ':');
+		full = pr_asprintf("%.*s/%s", (int)(end - path), path, name);
+		if (end > path && access(full, X_OK) == 0)
+			return full;
+		free(full);
+	}
+	return NULL;
 }
 
 int pr_check_log_level(const char *text, const struct pr_conf *conf, struct pr_err *err)

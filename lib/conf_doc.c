@@ -27,13 +27,6 @@ static const char *leaf_of(const char *path)
 	return path + group_len(path) + (group_len(path) > 0);
 }
 
-static int same_group(const char *a, const char *b)
-{
-	size_t n = group_len(a);
-
-	return n == group_len(b) && strncmp(a, b, n) == 0;
-}
-
 static int is_plain_number(const char *s)
 {
 	return *s && strspn(s, "-0123456789") == strlen(s);
@@ -44,7 +37,8 @@ static char *literal(const struct pr_opt *o, const char *value)
 {
 	char *quoted, *list;
 
-	if (o->type == PR_OPT_BOOL || (o->type == PR_OPT_INT && is_plain_number(value)))
+	if (o->type == PR_OPT_BOOL || o->type == PR_OPT_RATIO ||
+		(o->type == PR_OPT_INT && is_plain_number(value)))
 		return pr_strdup(value);
 	quoted = pr_conf_quote(value);
 	if (o->type != PR_OPT_STRS)
@@ -86,7 +80,7 @@ static char *sample_value(const struct pr_opt *o)
 static char *facts(const struct pr_opt *o)
 {
 	static const char *const names[] = { "string", "secret", "connection string", "true or false",
-		"number", "size", "duration", "one of", "list of strings", "list of groups" };
+		"number", "size", "duration", "one of", "list of strings", "0.0 to 1.0", "list of groups" };
 	char *range = pr_conf_range_str(o), *s;
 	int required = o->flags & PR_OPT_REQUIRED;
 
@@ -121,9 +115,18 @@ static void comment(FILE *out, const char *indent, const char *text)
 	(void)fputc('\n', out);
 }
 
+static size_t depth_of(const char *path)
+{
+	size_t n = 0;
+
+	for (; *path; path++)
+		n += *path == '.';
+	return n;
+}
+
 static void sample_option(const struct pr_opt *o, FILE *out)
 {
-	const char *indent = group_len(o->path) ? "\t" : "";
+	const char *indent = &"\t\t\t"[3 - depth_of(o->path)];
 	char *fact = facts(o), *value = sample_value(o);
 
 	comment(out, indent, o->doc);
@@ -142,6 +145,30 @@ static void sample_option(const struct pr_opt *o, FILE *out)
 	free(fact);
 }
 
+/* Bytes of the groups that both stand in. */
+static size_t common_groups(const char *a, const char *b)
+{
+	size_t n = 0, same = 0;
+
+	for (; a[n] && a[n] == b[n]; n++)
+		if (a[n] == '.')
+			same = n + 1;
+	return same;
+}
+
+/* Ends the groups of last that path does not stand in, begins those that last does not. */
+static void sample_groups(const char *last, const char *path, FILE *out)
+{
+	size_t same = common_groups(last, path), depth = depth_of(last);
+	const char *dot;
+
+	for (; depth > depth_of(path) - depth_of(path + same); depth--)
+		(void)fprintf(out, "%s};\n", &"\t\t\t"[4 - depth]);
+	(void)fputc('\n', out);
+	for (const char *p = path + same; (dot = strchr(p, '.')); p = dot + 1, depth++)
+		(void)fprintf(out, "%s%.*s: {\n", &"\t\t\t"[3 - depth], (int)(dot - p), p);
+}
+
 void pr_conf_sample(const struct pr_opt *table, const char *title, FILE *out)
 {
 	const char *last = "";
@@ -157,16 +184,12 @@ void pr_conf_sample(const struct pr_opt *table, const char *title, FILE *out)
 	for (; table->path; table++) {
 		if (!is_shown(table))
 			continue;
-		if (group_len(last) && !same_group(last, table->path))
-			(void)fputs("};\n", out);
-		(void)fputc('\n', out);
-		if (group_len(table->path) && !same_group(last, table->path))
-			(void)fprintf(out, "%.*s: {\n", (int)group_len(table->path), table->path);
+		sample_groups(last, table->path, out);
 		sample_option(table, out);
 		last = table->path;
 	}
-	if (group_len(last))
-		(void)fputs("};\n", out);
+	for (size_t depth = depth_of(last); depth > 0; depth--)
+		(void)fprintf(out, "%s};\n", &"\t\t\t"[4 - depth]);
 }
 
 static void reference_option(const struct pr_opt *o, const char *prefix, FILE *out)

@@ -303,6 +303,8 @@ const char *pr_conf_type_str(enum pr_opt_type type)
 		return "a word in quotes";
 	case PR_OPT_STRS:
 		return "a list of strings like ( \"a\", \"b\" )";
+	case PR_OPT_RATIO:
+		return "a number from 0.0 to 1.0";
 	case PR_OPT_GROUPS:
 		return "a list of groups like ( { ... }, { ... } )";
 	}

@@ -3,17 +3,23 @@
  * nothing: Postgres, Kafka and the handler are asked at start. */
 #include "lib/consumer_conf.h"
 
+#include "lib/alert_template.h"
 #include "lib/clock.h"
 #include "lib/conf_check.h"
 #include "lib/kafka.h"
+#include "lib/page.h"
+#include "lib/saga_def.h"
 
 #include <regex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #define AT(field)   offsetof(struct pr_consumer_conf, field)
+#define PORT        "9471"
+#define PROGRAM     "postrider-consumer"
 #define RULE(field) offsetof(struct pr_rule, field)
 #define KB          1024LL
 #define MB          (1024 * KB)
@@ -64,11 +70,14 @@ const struct pr_opt pr_consumer_options[] = {
 		.doc = "Name of this process in the group (group.instance.id): a restart under the same name "
 		       "keeps its partitions. When not set: the host's name and the port of http.listen." },
 	{ "database.conninfo", PR_OPT_CONNINFO, AT(database.conninfo),
-		.flags = PR_OPT_REQUIRED | PR_OPT_NO_RELOAD,
+		.flags = PR_OPT_SHOWN | PR_OPT_NO_RELOAD,
 		.example = "host=127.0.0.1 dbname=seat user=inbox_consumer",
 		.doc = "The database with the schema inbox, where a handler of kind sql has its tables, as "
 		       "libpq "
-		       "takes it; PG* variables, ~/.pgpass and service files work." },
+		       "takes it; PG* variables, ~/.pgpass and service files work. When not set there is no "
+		       "database: "
+		       "positions are the group's offsets in Kafka, and what fails goes through retry topics "
+		       "(docs/how-to/retry-topics.md)." },
 	{ "database.timeout", PR_OPT_DURATION, AT(database.timeout_us), "5s", .min = 100 * PR_MS,
 		.max = 600 * PR_SEC, .flags = PR_OPT_NO_RELOAD,
 		.doc = "Deadline of connecting to Postgres and of every statement that is not the handler's; "
@@ -80,6 +89,15 @@ const struct pr_opt pr_consumer_options[] = {
 		.example = "outbox.event.reservation",
 		.doc = "What is read; a name that begins with ^ is a regular expression, and topics that are "
 		       "made later and match are read too." },
+	{ "kafka.assignment", PR_OPT_ENUM, AT(kafka.assignment), "auto",
+		.choices = "auto|range|cooperative-sticky|consumer", .flags = PR_OPT_NO_RELOAD,
+		.doc = "How the group shares out its partitions, the same for all its members. range takes "
+		       "all from everybody whenever a member comes or goes. cooperative-sticky moves only "
+		       "what "
+		       "has to move; it needs librdkafka 2.6.1. consumer has the brokers do it (KIP-848); it "
+		       "needs librdkafka 2.12.0 and Kafka 4.0, sessions are set there, and only who sets "
+		       "member has a name. auto is cooperative-sticky where librdkafka has it right, else "
+		       "range." },
 	{ "kafka.properties", PR_OPT_STRS, AT(kafka.properties), .flags = PR_OPT_NO_RELOAD,
 		.example = "client.rack=a",
 		.doc = "Further librdkafka properties, \"name=value\" each. Those that would break the "
@@ -95,12 +113,20 @@ const struct pr_opt pr_consumer_options[] = {
 		       "all "
 		       "read of it is handled. `postrider lanes` sets another number for all members of the "
 		       "group, while they run." },
-	{ "handler.kind", PR_OPT_ENUM, AT(handler.kind), .choices = "sql|c|http|exec",
+	{ "handler.kind", PR_OPT_ENUM, AT(handler.kind),
+		.choices = "sql|c|http|exec|saga|scheduler|push|sink|canary",
 		.flags = PR_OPT_REQUIRED | PR_OPT_NO_RELOAD, .example = "sql",
-		.doc = "sql calls a function in the transaction that records the message: its effects are "
-		       "applied exactly once. c calls a shared object, http posts to a URL, exec feeds a "
-		       "subprocess; their effects lie outside, a crash may repeat the last of them, and the "
-		       "message id goes along." },
+		.doc = "sql calls a function in the transaction that records the message, c a shared object "
+		       "with the connection of that transaction: effects in the database are applied exactly "
+		       "once. http posts to a URL, exec feeds a subprocess; their effects lie outside, a "
+		       "crash may repeat the last of them, and the message id goes along. saga runs the "
+		       "sagas "
+		       "of its definitions. scheduler keeps timers, push tells users and administrators "
+		       "(docs/how-to/timers-and-push.md). sink copies everything to files, an object "
+		       "store, "
+		       "an API or a table, each record once (docs/how-to/data-platform.md). canary writes "
+		       "events to "
+		       "the outbox and waits for them (docs/how-to/canary.md)." },
 	{ "handler.timeout", PR_OPT_DURATION, AT(handler.timeout_us), "30s", .min = 10 * PR_MS,
 		.max = 3600 * PR_SEC, .flags = PR_OPT_NO_RELOAD,
 		.doc = "Deadline of one call of the handler: a statement, a request, a subprocess's answer. "
@@ -120,6 +146,14 @@ const struct pr_opt pr_consumer_options[] = {
 		.example = "/usr/lib/seat/handler.so", .doc = "Of c: the shared object." },
 	{ "handler.options", PR_OPT_STR, AT(handler.options), .flags = PR_OPT_NO_RELOAD,
 		.example = "table=seat", .doc = "Of c: text that its open function gets." },
+	{ "handler.hang", PR_OPT_ENUM, AT(handler.hang), "tell", .choices = "tell|restart",
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "Of c: what follows when a call has not come back after handler.timeout: nothing but "
+		       "the end of the process ends it. tell: health is error and names the record. restart: "
+		       "10 s later /healthz answers 503 too and the service manager hears no sign of life, "
+		       "so "
+		       "that either starts the process anew; the record is tried again, and one that hangs "
+		       "each time fails with class crash after limits.crashes." },
 	{ "handler.url", PR_OPT_STR, AT(handler.url), .flags = PR_OPT_NO_RELOAD,
 		.example = "http://127.0.0.1:8080/events",
 		.doc = "Of http: where each message is posted to. Redirects are not followed." },
@@ -146,6 +180,22 @@ const struct pr_opt pr_consumer_options[] = {
 		.example = "/usr/lib/seat/handler.py",
 		.doc = "Of exec: the program and its arguments; it is started once a lane, without a "
 		       "shell." },
+	{ "handler.definitions", PR_OPT_STRS, AT(handler.definitions), .flags = PR_OPT_NO_RELOAD,
+		.example = "/etc/postrider/sagas/*.cfg",
+		.doc = "Of saga: the files that define them, or patterns of files. Instances in flight stay "
+		       "on the version they were started with." },
+	{ "handler.keep", PR_OPT_DURATION, AT(handler.keep_us), "7d", .min = PR_SEC, .max = 3650 * DAY,
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "Of saga: how long those that have ended are kept, at least, with their log. Of "
+		       "scheduler: how long timers "
+		       "that have fired or were cancelled are. Of push: notifications, and alerts that are "
+		       "resolved." },
+	{ "handler.install", PR_OPT_BOOL, AT(handler.install), "true", .flags = PR_OPT_NO_RELOAD,
+		.doc = "Of scheduler, push, sink and canary: whether the start brings the kind's schema to "
+		       "what this "
+		       "program knows. "
+		       "When false it must "
+		       "be there." },
 	{ "handler.undo", PR_OPT_BOOL, AT(handler.undo), "false", .flags = PR_OPT_NO_RELOAD,
 		.doc = "Of c, http and exec: the handler also takes op = undo, called before a message "
 		       "becomes a "
@@ -155,6 +205,67 @@ const struct pr_opt pr_consumer_options[] = {
 		.doc = "Type of an event that is published to the outbox in the transaction that makes a "
 		       "message "
 		       "a dead letter, instead of an undo of the handler." },
+#define PR_SINK_OPTIONS_HERE
+#include "lib/sink_conf_table.h"
+	{ "push.listen", PR_OPT_STR, AT(push.listen), "127.0.0.1:8087", .flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: address and port of the users' API, GET /notifications and GET "
+		       "/notifications/stream. Users show "
+		       "their own tokens. Put a proxy with TLS before it elsewhere." },
+	{ "push.origins", PR_OPT_STRS, AT(push.origins), "http://127.0.0.1:8082", .flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: origins of pages that may use that API from a browser (CORS): where the box "
+		       "office is." },
+	{ "push.jwks", PR_OPT_STR, AT(push.jwks), "http://127.0.0.1:8081/.well-known/jwks.json",
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: where the user service publishes the keys of its tokens." },
+	{ "push.streams", PR_OPT_INT, AT(push.streams), "1000", .min = 1, .max = 50000,
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: most streams open at a time; more are answered with 503." },
+	{ "push.per_user", PR_OPT_INT, AT(push.per_user), "5", .min = 1, .max = 1000,
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: most streams of one user; the oldest ends when another is opened." },
+	{ "push.heartbeat", PR_OPT_DURATION, AT(push.heartbeat_us), "15s", .min = 100 * PR_MS,
+		.max = 600 * PR_SEC, .flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: a stream with nothing to say is sent a comment this often." },
+	{ "alerts.url", PR_OPT_STR, AT(alerts.url), .flags = PR_OPT_NO_RELOAD,
+		.example = "https://api.notion.com/v1/pages",
+		.doc = "Of push: where alerts are posted to. When not set they are recorded only: postrider "
+		       "alerts list." },
+	{ "alerts.headers", PR_OPT_STRS, AT(alerts.headers), .flags = PR_OPT_NO_RELOAD,
+		.example = "Notion-Version: 2022-06-28",
+		.doc = "Of push: further headers of that request, \"Name: value\" each. Secret ones may be "
+		       "\"Authorization: env:NAME\" or "
+		       "\"Authorization: file:/path\"." },
+	{ "alerts.template", PR_OPT_STR, AT(alerts.template_file), .flags = PR_OPT_NO_RELOAD,
+		.example = "/etc/postrider/alert.json",
+		.doc = "Of push: file with the JSON that is posted; {{cause}}, {{command}}, {{detail}}, "
+		       "{{alert_id}}, {{times}}, {{reminder}}, "
+		       "{{first_at}} and {{last_at}} are replaced. When not set: a page for Notion, as in "
+		       "etc/alert.json." },
+	{ "alerts.window", PR_OPT_DURATION, AT(alerts.window_us), "10m", .min = PR_SEC, .max = 30 * DAY,
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: a cause that comes again within this time of the last is counted, and not "
+		       "sent again." },
+	{ "alerts.rate", PR_OPT_INT, AT(alerts.rate), "20", .min = 1, .max = 10000, .flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: most requests to alerts.url in a minute, of all members together; the "
+		       "others wait." },
+	{ "alerts.repeat_after", PR_OPT_DURATION, AT(alerts.repeat_us), "30m", .min = PR_SEC, .max = 30 * DAY,
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: an alert that nobody has acknowledged (postrider alerts ack) is sent again "
+		       "this long after." },
+	{ "alerts.timeout", PR_OPT_DURATION, AT(alerts.timeout_us), "10s", .min = 100 * PR_MS,
+		.max = 60 * PR_SEC, .flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: deadline of one such request." },
+	{ "alerts.configs", PR_OPT_STR, AT(alerts.configs), "/usr/local/share/postrider/services",
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "Of push: directory of the consumers' files GROUP-consumer.cfg, which the commands in "
+		       "alerts name." },
+	{ "canary.every", PR_OPT_DURATION, AT(canary.every_us), "10s", .min = 100 * PR_MS,
+		.max = 3600 * PR_SEC, .flags = PR_OPT_NO_RELOAD,
+		.doc = "Of canary: one is written to the outbox this often, by one member of the group." },
+	{ "canary.late", PR_OPT_DURATION, AT(canary.late_us), "1m", .min = PR_SEC, .max = DAY,
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "Of canary: one that has not come back after this long is missing: the state is "
+		       "warn." },
 	{ "dedupe", PR_OPT_ENUM, AT(dedupe), "inbox", .choices = "inbox|offset", .flags = PR_OPT_NO_RELOAD,
 		.doc = "inbox remembers the ids of messages: what a producer sends twice is handled once. "
 		       "offset "
@@ -167,7 +278,9 @@ const struct pr_opt pr_consumer_options[] = {
 		       "partition and offset; for topics whose records have none)." },
 	{ "filter.types", PR_OPT_STRS, AT(filter.types), .flags = PR_OPT_NO_RELOAD, .example = "Seat*",
 		.doc = "Only messages whose header type is one of these are handled, the others are stepped "
-		       "over; * at the end matches any rest. When empty: all." },
+		       "over; * at the end matches any rest, ! before it excludes. When empty, or when all "
+		       "exclude: all "
+		       "others." },
 	{ "filter.headers", PR_OPT_STRS, AT(filter.headers), .flags = PR_OPT_NO_RELOAD,
 		.example = "region=eu",
 		.doc = "Only messages that have all these headers, \"name=value\" each, are handled." },
@@ -198,22 +311,31 @@ const struct pr_opt pr_consumer_options[] = {
 		.flags = PR_OPT_NO_RELOAD,
 		.doc = "How old a message may come again: the topics' retention, the oldest replay, offsets "
 		       "restored. Not more than inbox.keep, or it would be applied twice." },
+	{ "inbox.sagas", PR_OPT_DURATION, AT(inbox.sagas_us), "30d", .min = PR_SEC, .max = 3650 * DAY,
+		.flags = PR_OPT_NO_RELOAD,
+		.doc = "How long it is remembered, at least, what steps of sagas did in this database "
+		       "(saga.barrier), for their undo. Longer than any saga takes, and whoever decides "
+		       "about "
+		       "one that is stuck. Not of kind saga." },
 	{ "dead_letter.topic", PR_OPT_STR, AT(dead_letter.topic), .flags = PR_OPT_NO_RELOAD,
 		.example = "seat.dead-letter",
 		.doc = "Dead letters are published there too, with the headers that Spring and Kafka Connect "
-		       "write. When not set they are in inbox.dead_letter only." },
+		       "write. When not set they are in inbox.dead_letter only; without a database, in the "
+		       "topic "
+		       "TOPIC.dlt.GROUP." },
+	{ "retry.delays", PR_OPT_STRS, AT(retry.delays), .flags = PR_OPT_NO_RELOAD, .example = "30s",
+		.doc = "Without a database: a message that policy park holds back goes to the topic "
+		       "TOPIC.retry.GROUP.1 and is tried again after the first delay, then to .2 with the "
+		       "second, at most 16 of them, and after the last one to the dead letters. The topics "
+		       "are "
+		       "made when they are missing. The others of its key do not wait for it." },
 	{ "on_gap", PR_OPT_STR, AT(on_gap), "stop", .flags = PR_OPT_NO_RELOAD,
 		.doc = "When records were deleted before they were read: stop holds the partition and says "
-		       "so, "
-		       "skip goes on with the earliest there is." },
-	{ "http.listen", PR_OPT_STR, AT(http.listen), "127.0.0.1:9471", .flags = PR_OPT_NO_RELOAD,
-		.doc = "Address and port of health, metrics and status: 127.0.0.1:9471, [::1]:9471 or "
-		       "*:9471; "
-		       "port 0 takes a free one. Off loopback it needs http.token." },
-	{ "http.token", PR_OPT_SECRET, AT(http.token), .flags = PR_OPT_NO_RELOAD,
-		.example = "env:POSTRIDER_TOKEN", .doc = "Bearer token that HTTP clients must show." },
-	{ "log.level", PR_OPT_STR, AT(log_level), "info",
-		.doc = "Least level of log lines: debug, info, warn or error." },
+		       "so, skip goes on with the earliest there is. A position past the end (the topic was "
+		       "made anew) is for people in any case: what stands in the hint; of a sink see "
+		       "sink.forget in docs/how-to/data-platform.md." },
+#define PR_PROGRAM_OPTIONS_HERE
+#include "lib/program_conf_table.h"
 	{ "shutdown.drain", PR_OPT_DURATION, AT(drain_us), "10s", .max = 3600 * PR_SEC,
 		.doc = "How long SIGTERM and SIGINT wait for the batches that are being handled; what is not "
 		       "done by then is handled after the next start." },
@@ -278,7 +400,7 @@ static int check_topics(const struct pr_consumer_conf *c, const struct pr_conf *
 	return 0;
 }
 
-static int is_read(const struct pr_strs *topics, const char *name)
+int pr_consumer_reads(const struct pr_strs *topics, const char *name)
 {
 	regex_t re;
 	int yes = 0;
@@ -294,6 +416,32 @@ static int is_read(const struct pr_strs *topics, const char *name)
 	return yes;
 }
 
+static int type_matches(const char *pattern, const char *type, size_t len)
+{
+	size_t n = strlen(pattern);
+
+	if (n > 0 && pattern[n - 1] == '*')
+		return len >= n - 1 && memcmp(type, pattern, n - 1) == 0;
+	return len == n && memcmp(type, pattern, n) == 0;
+}
+
+int pr_consumer_wants(const struct pr_strs *types, const char *type, size_t len)
+{
+	int asked = 0, found = 0;
+
+	for (size_t i = 0; i < types->n; i++) {
+		const char *pattern = types->v[i];
+
+		if (*pattern != '!') {
+			asked = 1;
+			found |= type_matches(pattern, type, len);
+		} else if (type_matches(pattern + 1, type, len)) {
+			return 0;
+		}
+	}
+	return found || !asked;
+}
+
 static int check_dead_letter(const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
 {
 	const char *topic = c->dead_letter.topic, *key = "dead_letter.topic";
@@ -302,17 +450,187 @@ static int check_dead_letter(const struct pr_consumer_conf *c, const struct pr_c
 		return 0;
 	if (!pr_kafka_topic_valid(topic, strlen(topic)))
 		return pr_conf_fail(conf, key, err, "is no name for a topic");
-	if (is_read(&c->kafka.topics, topic))
+	if (pr_consumer_reads(&c->kafka.topics, topic))
 		return pr_conf_fail(
 			conf, key, err, "is one of kafka.topics: dead letters would be handled again");
 	return 0;
+}
+
+/* ---------------------------------------------------------------- sharing out partitions */
+
+/* cooperative-sticky: below 2.6.1 the leader of a group with fewer partitions than members goes round in
+ * circles for ever. consumer: since 2.12.0 its authors call it fit for use (docs/decisions/0011). */
+static const struct {
+	const char *name, *version;
+	int since;
+} assignments[] = {
+	[PR_ASSIGN_AUTO] = { "auto", "0", 0 },
+	[PR_ASSIGN_RANGE] = { "range", "0", 0 },
+	[PR_ASSIGN_STICKY] = { "cooperative-sticky", "2.6.1", 0x020601ff },
+	[PR_ASSIGN_CONSUMER] = { "consumer", "2.12.0", 0x020c00ff },
+};
+
+int pr_assignment_needs(enum pr_assignment how)
+{
+	return assignments[how].since;
+}
+
+const char *pr_assignment_str(enum pr_assignment how)
+{
+	return assignments[how].name;
+}
+
+enum pr_assignment pr_assignment_of(int wanted, int version)
+{
+	if (wanted != PR_ASSIGN_AUTO)
+		return (enum pr_assignment)wanted;
+	return version >= pr_assignment_needs(PR_ASSIGN_STICKY) ? PR_ASSIGN_STICKY : PR_ASSIGN_RANGE;
+}
+
+static int check_assignment(const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
+{
+	const char *key = "kafka.assignment";
+	int how = c->kafka.assignment;
+
+	if (rd_kafka_version() < pr_assignment_needs((enum pr_assignment)how)) {
+		(void)pr_conf_fail(conf, key, err, "\"%s\" needs librdkafka %s or later, this is %s",
+			assignments[how].name, assignments[how].version, rd_kafka_version_str());
+		return pr_hint(err, "leave it at \"auto\": that takes what this librdkafka has right");
+	}
+	if (how != PR_ASSIGN_CONSUMER || !pr_kafka_has(&c->kafka.properties, "session.timeout.ms"))
+		return 0;
+	(void)pr_conf_fail(conf, "kafka.properties", err,
+		"session.timeout.ms is the broker's to set with kafka.assignment = \"consumer\"");
+	return pr_hint(err, "consumer.session.timeout.ms is a configuration of the group: kafka-configs"
+			    " --entity-type groups");
+}
+
+/* ---------------------------------------------------------------- without a database */
+
+#define DELAYS_MOST   16
+#define DELAY_MOST_US (7 * DAY)
+
+char *pr_consumer_retry_topic(const struct pr_consumer_conf *conf, const char *topic, int n)
+{
+	return pr_asprintf("%s.retry.%s.%d", topic, conf->group, n);
+}
+
+char *pr_consumer_dead_topic(const struct pr_consumer_conf *conf, const char *topic)
+{
+	return conf->dead_letter.topic ? pr_strdup(conf->dead_letter.topic)
+				       : pr_asprintf("%s.dlt.%s", topic, conf->group);
+}
+
+int64_t pr_consumer_delay_us(const struct pr_consumer_conf *conf, int n)
+{
+	int64_t us;
+
+	return pr_parse_duration(conf->retry.delays.v[n - 1], &us, NULL) == 0 ? us : 0;
+}
+
+const struct pr_rule *pr_consumer_rule(
+	const struct pr_consumer_conf *conf, enum pr_fail_class cls, const char *code)
+{
+	static const struct pr_rule killer = { "crash", PR_POLICY_DEAD_LETTER, 1, 0, 0 };
+	const struct pr_rule *own = conf->errors.v, *rule = pr_policy_of(own, conf->errors.n, cls, code);
+
+	for (size_t i = 0; i < conf->errors.n; i++)
+		if (&own[i] == rule)
+			return rule;
+	return cls == PR_FAIL_CRASH && !conf->database.conninfo ? &killer : rule;
+}
+
+static int check_delays(const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
+{
+	const struct pr_strs *d = &c->retry.delays;
+	struct pr_err why;
+	int64_t us;
+
+	if (d->n > DELAYS_MOST)
+		return pr_conf_fail(
+			conf, "retry.delays", err, "has %zu delays, at most %d", d->n, DELAYS_MOST);
+	for (size_t i = 0; i < d->n; i++) {
+		if (pr_parse_duration(d->v[i], &us, &why) < 0)
+			return pr_conf_fail(conf, "retry.delays", err, "element %zu: %s", i + 1, why.text);
+		if (us < PR_MS || us > DELAY_MOST_US)
+			return pr_conf_fail(conf, "retry.delays", err,
+				"element %zu: \"%.40s\" is not between 1ms and 7d", i + 1, d->v[i]);
+	}
+	return 0;
+}
+
+/* Takes name. */
+static int check_made_topic(
+	const struct pr_consumer_conf *c, char *name, const struct pr_conf *conf, struct pr_err *err)
+{
+	int rc = 0;
+
+	if (!pr_kafka_topic_valid(name, strlen(name)))
+		rc = pr_conf_fail(
+			conf, "group", err, "makes the topic \"%.260s\", which is too long a name", name);
+	else if (pr_consumer_reads(&c->kafka.topics, name))
+		rc = pr_conf_fail(conf, "kafka.topics", err,
+			"\"%.260s\" is a topic that this group writes what failed to", name);
+	free(name);
+	return rc;
+}
+
+static int check_made_topics(const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
+{
+	for (size_t i = 0; i < c->kafka.topics.n; i++) {
+		const char *topic = c->kafka.topics.v[i];
+
+		if (*topic == '^') {
+			(void)pr_conf_fail(conf, "kafka.topics", err,
+				"\"%.100s\": without a database topics are named one by one", topic);
+			return pr_hint(err, "each has its retry topics, which are made at the start");
+		}
+		if (check_made_topic(c, pr_consumer_dead_topic(c, topic), conf, err) < 0)
+			return -1;
+		for (size_t n = 1; n <= c->retry.delays.n; n++)
+			if (check_made_topic(c, pr_consumer_retry_topic(c, topic, (int)n), conf, err) < 0)
+				return -1;
+	}
+	return 0;
+}
+
+static const char *const kinds[] = { "sql", "c", "http", "exec", "saga", "scheduler", "push", "sink",
+	"canary" };
+
+static int check_database(const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
+{
+	if (c->database.conninfo) {
+		if (c->retry.delays.n == 0)
+			return 0;
+		(void)pr_conf_fail(conf, "retry.delays", err, "is for groups without a database");
+		return pr_hint(err,
+			"with one, policy park keeps the key in inbox.parked, in order, and backoff "
+			"says how long");
+	}
+	if (c->handler.kind == PR_HANDLER_SQL || c->handler.kind >= PR_HANDLER_SAGA)
+		return pr_conf_fail(conf, "database.conninfo", err, "is required by handler.kind = \"%s\"",
+			kinds[c->handler.kind]);
+	if (c->handler.undo_event)
+		return pr_conf_fail(conf, "handler.undo_event", err,
+			"needs database.conninfo: it is published to the outbox");
+	if (c->dedupe == PR_DEDUPE_INBOX) {
+		(void)pr_conf_fail(conf, "dedupe", err,
+			"\"inbox\" needs database.conninfo: that is where ids are remembered");
+		return pr_hint(err,
+			"without a database set dedupe = \"offset\"; the handler tells a repetition by "
+			"the message's id");
+	}
+	if (check_delays(c, conf, err) < 0)
+		return -1;
+	return check_made_topics(c, conf, err);
 }
 
 static int check_common(const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
 {
 	if (pr_check_brokers(c->kafka.brokers, conf, err) < 0 ||
 		pr_check_properties(&c->kafka.properties, 1, conf, err) < 0 ||
-		pr_check_listen(c->http.listen, c->http.token, conf, err) < 0)
+		pr_check_listen(c->http.listen, c->http.token, &c->http.tls, conf, err) < 0 ||
+		pr_tracing_check(&c->tracing, conf, err) < 0)
 		return -1;
 	return pr_check_log_level(c->log_level, conf, err);
 }
@@ -346,9 +664,9 @@ static int check_function(const char *name, const char *key, const struct pr_con
 	return pr_hint(err, "as in seat.on_event: no arguments, and always with its schema");
 }
 
-static int check_url(const char *url, const struct pr_conf *conf, struct pr_err *err)
+int pr_consumer_check_url(const char *url, const char *key, const struct pr_conf *conf, struct pr_err *err)
 {
-	const char *key = "handler.url", *host;
+	const char *host;
 	size_t n;
 
 	if (strncmp(url, "http://", 7) != 0 && strncmp(url, "https://", 8) != 0)
@@ -365,7 +683,8 @@ static int check_url(const char *url, const struct pr_conf *conf, struct pr_err 
 	if (!memchr(host, '@', n))
 		return 0;
 	(void)pr_conf_fail(conf, key, err, "may not hold a user or password");
-	return pr_hint(err, "set handler.headers to ( \"Authorization: env:NAME\" )");
+	return pr_hint(
+		err, "set %.*s.headers to ( \"Authorization: env:NAME\" )", (int)strcspn(key, "."), key);
 }
 
 static int is_header_name(const char *s, size_t n)
@@ -397,20 +716,18 @@ static int has_control(const char *s)
 }
 
 static int check_http_headers(
-	const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
+	const struct pr_strs *h, const char *key, const struct pr_conf *conf, struct pr_err *err)
 {
-	const struct pr_strs *h = &c->handler.headers;
-
 	for (size_t i = 0; i < h->n; i++) {
 		size_t n = strcspn(h->v[i], ":");
 
 		/* Not the text: it may be a secret. */
 		if (h->v[i][n] != ':' || !is_header_name(h->v[i], n) || has_control(h->v[i]))
-			return pr_conf_fail(conf, "handler.headers", err,
-				"element %zu is not of the form \"Name: value\"", i + 1);
+			return pr_conf_fail(
+				conf, key, err, "element %zu is not of the form \"Name: value\"", i + 1);
 		if (pr_consumer_header_reserved(h->v[i], n))
-			return pr_conf_fail(conf, "handler.headers", err,
-				"%.*s is set by the consumer itself", (int)n, h->v[i]);
+			return pr_conf_fail(
+				conf, key, err, "%.*s is set by the consumer itself", (int)n, h->v[i]);
 	}
 	return 0;
 }
@@ -439,16 +756,24 @@ static int is_signing_secret(const char *s)
 	return keys > 0;
 }
 
+int pr_consumer_check_webhook(const struct pr_strs *headers, const char *headers_key, const char *secret,
+	const char *secret_key, const struct pr_conf *conf, struct pr_err *err)
+{
+	if (check_http_headers(headers, headers_key, conf, err) < 0)
+		return -1;
+	if (!secret || pr_conf_unread(conf, secret_key) || is_signing_secret(secret))
+		return 0;
+	(void)pr_conf_fail(conf, secret_key, err, "must be whsec_ followed by the base64 of 24 to 64 bytes");
+	return pr_hint(err, "make one: echo whsec_$(openssl rand -base64 32)");
+}
+
 static int check_http_handler(
 	const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
 {
-	if (check_url(c->handler.url, conf, err) < 0 || check_http_headers(c, conf, err) < 0)
+	if (pr_consumer_check_url(c->handler.url, "handler.url", conf, err) < 0)
 		return -1;
-	if (!c->handler.secret || is_signing_secret(c->handler.secret))
-		return 0;
-	(void)pr_conf_fail(
-		conf, "handler.secret", err, "must be whsec_ followed by the base64 of 24 to 64 bytes");
-	return pr_hint(err, "make one: echo whsec_$(openssl rand -base64 32)");
+	return pr_consumer_check_webhook(
+		&c->handler.headers, "handler.headers", c->handler.secret, "handler.secret", conf, err);
 }
 
 /* An option that only some kinds of handler take: set is what the file says. */
@@ -461,9 +786,8 @@ struct taken {
 
 static int check_taken(const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
 {
-	static const char *const kinds[] = { "sql", "c", "http", "exec" };
 	const unsigned sql = 1 << PR_HANDLER_SQL, lib = 1 << PR_HANDLER_C, http = 1 << PR_HANDLER_HTTP,
-		       exec = 1 << PR_HANDLER_EXEC, mine = 1U << c->handler.kind;
+		       exec = 1 << PR_HANDLER_EXEC, saga = 1 << PR_HANDLER_SAGA, mine = 1U << c->handler.kind;
 	const struct taken options[] = {
 		{ "handler.function", c->handler.function != NULL, sql, 1 },
 		{ "handler.undo_function", c->handler.undo_function != NULL, sql, 0 },
@@ -473,6 +797,7 @@ static int check_taken(const struct pr_consumer_conf *c, const struct pr_conf *c
 		{ "handler.secret", c->handler.secret != NULL, http, 0 },
 		{ "handler.headers", c->handler.headers.n > 0, http, 0 },
 		{ "handler.command", c->handler.command.n > 0, exec, 1 },
+		{ "handler.definitions", c->handler.definitions.n > 0, saga, 1 },
 		{ "handler.undo", c->handler.undo, lib | http | exec, 0 },
 	};
 
@@ -486,15 +811,74 @@ static int check_taken(const struct pr_consumer_conf *c, const struct pr_conf *c
 			return pr_conf_fail(conf, o->key, err, "is not taken by handler.kind = \"%s\"",
 				kinds[c->handler.kind]);
 	}
+	if (c->handler.kind != PR_HANDLER_PUSH && (c->alerts.url || c->alerts.template_file))
+		return pr_conf_fail(conf, c->alerts.url ? "alerts.url" : "alerts.template", err,
+			"is not taken by handler.kind = \"%s\"", kinds[c->handler.kind]);
 	if (c->handler.undo_event && (c->handler.undo || c->handler.undo_function))
 		return pr_conf_fail(conf, "handler.undo_event", err,
 			"is instead of an undo of the handler: set one of the two");
 	return 0;
 }
 
+static int check_library(const char *path, const struct pr_conf *conf, struct pr_err *err)
+{
+	const char *key = "handler.library";
+
+	if (!*path)
+		return pr_conf_fail(conf, key, err, "names no file");
+	if (strchr(path, '/'))
+		return pr_check_file(key, path, R_OK, conf, err);
+	(void)pr_conf_fail(conf, key, err, "\"%.150s\" is no path", path);
+	return pr_hint(err, "write it with its directory: \"/usr/lib/postrider/%s\" or \"./%s\"", path, path);
+}
+
+static int check_command(const char *program, const struct pr_conf *conf, struct pr_err *err)
+{
+	const char *key = "handler.command";
+	char *found;
+
+	if (!*program)
+		return pr_conf_fail(conf, key, err, "names no program");
+	if (strchr(program, '/'))
+		return pr_check_file(key, program, X_OK, conf, err);
+	found = pr_find_program(program);
+	if (!found)
+		return pr_conf_fail(conf, key, err, "\"%.150s\": there is no such program in PATH", program);
+	free(found);
+	return 0;
+}
+
+/* Read again at the start: what the check has seen is what it was about. */
+static int check_definitions(const struct pr_consumer_conf *c, struct pr_err *err)
+{
+	struct saga_defs defs;
+
+	if (saga_defs_load(&c->handler.definitions, &defs, err) < 0)
+		return -1;
+	saga_defs_free(&defs);
+	return 0;
+}
+
+/* The template is read again at the start. */
+static int check_push(const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
+{
+	struct pr_err why;
+	char *text;
+
+	if (c->alerts.url && (pr_consumer_check_url(c->alerts.url, "alerts.url", conf, err) < 0 ||
+				     check_http_headers(&c->alerts.headers, "alerts.headers", conf, err) < 0))
+		return -1;
+	text = pr_alert_template(c->alerts.template_file, &why);
+	if (!text)
+		return pr_conf_fail(conf, "alerts.template", err, "%s", why.text);
+	free(text);
+	return 0;
+}
+
 static int check_handler(const struct pr_consumer_conf *c, const struct pr_conf *conf, struct pr_err *err)
 {
-	if (check_taken(c, conf, err) < 0)
+	if (check_taken(c, conf, err) < 0 ||
+		pr_sink_conf_validate(&c->sink, c->handler.kind == PR_HANDLER_SINK, conf, err) < 0)
 		return -1;
 	switch (c->handler.kind) {
 	case PR_HANDLER_SQL:
@@ -506,11 +890,17 @@ static int check_handler(const struct pr_consumer_conf *c, const struct pr_conf 
 	case PR_HANDLER_HTTP:
 		return check_http_handler(c, conf, err);
 	case PR_HANDLER_EXEC:
-		return *c->handler.command.v[0]
-			       ? 0
-			       : pr_conf_fail(conf, "handler.command", err, "names no program");
+		return check_command(c->handler.command.v[0], conf, err);
+	case PR_HANDLER_SAGA:
+		return check_definitions(c, err);
+	case PR_HANDLER_SCHEDULER:
+	case PR_HANDLER_SINK:
+	case PR_HANDLER_CANARY:
+		return 0;
+	case PR_HANDLER_PUSH:
+		return check_push(c, conf, err);
 	default:
-		return *c->handler.library ? 0 : pr_conf_fail(conf, "handler.library", err, "names no file");
+		return check_library(c->handler.library, conf, err);
 	}
 }
 
@@ -637,8 +1027,9 @@ static int check_numbers(const struct pr_consumer_conf *c, const struct pr_conf 
 
 int pr_consumer_conf_validate(const void *target, const struct pr_conf *conf, struct pr_err *err)
 {
-	static int (*const checks[])(const struct pr_consumer_conf *, const struct pr_conf *,
-		struct pr_err *) = { check_names, check_topics, check_dead_letter, check_common,
+	static int (*const checks[])(
+		const struct pr_consumer_conf *, const struct pr_conf *, struct pr_err *) = { check_names,
+		check_topics, check_dead_letter, check_common, check_database, check_assignment,
 		check_handler, check_id, check_filters, check_rules, check_numbers };
 
 	for (size_t i = 0; i < sizeof(checks) / sizeof(*checks); i++)

@@ -29,6 +29,23 @@ void pr_fault_point(const char *name)
 		(void)raise(SIGKILL);
 }
 
+int64_t pr_clock_wrong_us(void)
+{
+	const char *path = getenv("POSTRIDER_CLOCK");
+	char text[32] = "";
+	ssize_t n = 0;
+	int fd;
+
+	if (!path)
+		return 0;
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		n = read(fd, text, sizeof(text) - 1);
+		(void)close(fd);
+	}
+	return n > 0 ? strtoll(text, NULL, 10) * 1000000 : 0;
+}
+
 int pr_sabotage(const char *name)
 {
 	const char *spec = getenv("POSTRIDER_SABOTAGE");

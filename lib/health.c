@@ -4,12 +4,12 @@
 
 #include "lib/clock.h"
 #include "lib/log.h"
+#include "lib/pulse.h"
 
 #include <inttypes.h>
 #include <libpq-fe.h>
 #include <librdkafka/rdkafka.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -162,9 +162,18 @@ void pr_respond(struct pr_response *resp, struct pr_buf *b)
 
 void pr_page_healthz(void *ctx, const struct pr_request *req, struct pr_response *resp)
 {
+	int64_t us;
+	const char *silent = pr_pulse_silent(&us);
+
 	(void)ctx;
 	(void)req;
-	resp->body = pr_strdup("{\"status\":\"ok\"}\n");
+	if (silent) {
+		resp->status = 503;
+		resp->body = pr_asprintf("{\"status\":\"hung\",\"thread\":\"%s\",\"seconds\":%.1f}\n", silent,
+			(double)us / (double)PR_SEC);
+	} else {
+		resp->body = pr_strdup("{\"status\":\"ok\"}\n");
+	}
 	resp->body_len = strlen(resp->body);
 }
 
@@ -179,57 +188,6 @@ void pr_page_metrics(const struct pr_request *req, struct pr_response *resp, str
 	resp->content_type = open ? "application/openmetrics-text; version=1.0.0; charset=utf-8"
 				  : "text/plain; version=0.0.4; charset=utf-8";
 	resp->body = pr_metrics_render(m, labels, open, &resp->body_len);
-}
-
-void pr_html_text(struct pr_buf *b, const char *text)
-{
-	for (; *text; text++) {
-		if (*text == '<')
-			pr_buf_puts(b, "&lt;");
-		else if (*text == '&')
-			pr_buf_puts(b, "&amp;");
-		else
-			pr_buf_put(b, text, 1);
-	}
-}
-
-void pr_html_begin(struct pr_buf *b, const char *what, const char *name, const struct pr_verdict *v)
-{
-	pr_buf_puts(b, "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">"
-		       "<meta name=\"viewport\" content=\"width=device-width\">"
-		       "<meta http-equiv=\"refresh\" content=\"2\"><title>Postrider: ");
-	pr_html_text(b, name);
-	pr_buf_printf(b, " is %s</title></head><body><main><h1>%s ", v->state, what);
-	pr_html_text(b, name);
-	pr_buf_printf(b, ": %s</h1><p>", v->state);
-	pr_html_text(b, v->sentence);
-	if (v->hint[0]) {
-		pr_buf_puts(b, "<br>What to do: <code>");
-		pr_html_text(b, v->hint);
-		pr_buf_puts(b, "</code>");
-	}
-	pr_buf_puts(b, "</p><dl>");
-}
-
-void pr_html_row(struct pr_buf *b, const char *name, const char *fmt, ...)
-{
-	char text[300];
-	va_list ap;
-
-	va_start(ap, fmt);
-	(void)vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
-	pr_buf_puts(b, "<dt>");
-	pr_html_text(b, name);
-	pr_buf_puts(b, "</dt><dd>");
-	pr_html_text(b, text);
-	pr_buf_puts(b, "</dd>");
-}
-
-void pr_html_end(struct pr_buf *b)
-{
-	pr_buf_puts(b, "</dl><p><a href=\"/status.json\">status.json</a> <a href=\"/metrics\">metrics</a> "
-		       "<a href=\"/readyz\">readyz</a></p></main></body></html>\n");
 }
 
 /* ---------------------------------------------------------------- metrics */
@@ -253,13 +211,24 @@ void pr_vitals_init(
 	pr_gauge_set(pr_gauge_new(m, "postrider_up", "1 while the process serves."), 1);
 	v->states = states;
 	v->state = pr_family_new(m, PR_GAUGE, "postrider_state", "state", 0, state_help);
+	v->trouble = pr_family_new(m, PR_GAUGE, "postrider_trouble_seconds", "what", 0,
+		"For how long this has been in the way; 0: it is not.");
 	v->log_dropped =
 		pr_gauge_new(m, "postrider_log_lines_dropped", "Log lines that could not be written.");
 	pr_metrics_process(m);
 }
 
-void pr_vitals_set(struct pr_vitals *v, const char *state)
+void pr_vitals_set(struct pr_vitals *v, const char *state, struct pr_board *board)
 {
+	int64_t since;
+
+	(void)pthread_mutex_lock(&board->mutex);
+	for (int i = 0; i < board->n; i++) {
+		since = board->since_us[i];
+		pr_gauge_set(pr_series_get(v->trouble, (const char *const[]){ board->names[i] }),
+			since ? (double)(pr_mono_us() - since) / (double)PR_SEC : 0);
+	}
+	(void)pthread_mutex_unlock(&board->mutex);
 	for (const char *const *s = v->states; *s; s++)
 		pr_gauge_set(pr_series_get(v->state, (const char *const[]){ *s }), strcmp(*s, state) == 0);
 	pr_gauge_set(v->log_dropped, (double)pr_log_dropped());

@@ -1,5 +1,5 @@
 /* lib/health.h -- what the daemons say about themselves in the same words: trouble that begins and ends,
- * one verdict, JSON and pages made of it, the metrics that every process has. Which trouble there is and
+ * one verdict, JSON made of it, the metrics that every process has. Which trouble there is and
  * what outweighs what is the program's. Takes short locks, never waits, never logs. */
 #ifndef PR_HEALTH_H
 #define PR_HEALTH_H
@@ -14,7 +14,7 @@
 
 /* ---------------------------------------------------------------- trouble */
 
-#define PR_BOARD_MAX 16
+#define PR_BOARD_MAX 24
 
 /* Why not all is well: one slot per cause, so that a cause that ended leaves no trace. */
 struct pr_board {
@@ -48,7 +48,7 @@ int pr_say(struct pr_verdict *v, const char *state, const char *sentence, const 
 /* The trouble's own words under this state; 0 when there is none. */
 int pr_board_say(struct pr_board *b, int which, const char *state, struct pr_verdict *v);
 
-/* ---------------------------------------------------------------- JSON and HTML */
+/* ---------------------------------------------------------------- JSON */
 
 /* "name":value, with a comma before it unless it is the first of its object or list. */
 void pr_put_text(struct pr_buf *b, const char *name, const char *value);
@@ -64,32 +64,25 @@ void pr_put_problems(struct pr_buf *b, struct pr_board *board); /* "problems":[.
 /* Takes the buffer's bytes. */
 void pr_respond(struct pr_response *resp, struct pr_buf *b);
 
-/* The handler of /healthz. */
+/* The handler of /healthz: 503 with its name while a loop is silent (lib/pulse.h). */
 void pr_page_healthz(void *ctx, const struct pr_request *req, struct pr_response *resp);
 
 /* /metrics in the format that the request accepts, every series with label="value". */
 void pr_page_metrics(const struct pr_request *req, struct pr_response *resp, struct pr_metrics *m,
 	const char *label, const char *value);
 
-/* The first screen without a script: "<what> <name>: <state>", the sentence, what to do; then the caller's
- * rows (text is escaped), then the links. */
-void pr_html_begin(struct pr_buf *b, const char *what, const char *name, const struct pr_verdict *v);
-void pr_html_text(struct pr_buf *b, const char *text);
-void pr_html_row(struct pr_buf *b, const char *name, const char *fmt, ...) PR_PRINTF(3, 4);
-void pr_html_end(struct pr_buf *b);
-
 /* ---------------------------------------------------------------- metrics */
 
 struct pr_series *pr_gauge_new(struct pr_metrics *m, const char *name, const char *help);
 
-/* postrider_build_info, _up, _state, _log_lines_dropped and process_*. */
+/* postrider_build_info, _up, _state, _trouble_seconds, _log_lines_dropped and process_*. */
 struct pr_vitals {
 	const char *const *states; /* ended by NULL, borrowed */
-	struct pr_family *state;
+	struct pr_family *state, *trouble;
 	struct pr_series *log_dropped;
 };
 void pr_vitals_init(
 	struct pr_vitals *v, struct pr_metrics *m, const char *const *states, const char *state_help);
-void pr_vitals_set(struct pr_vitals *v, const char *state);
+void pr_vitals_set(struct pr_vitals *v, const char *state, struct pr_board *board);
 
 #endif

@@ -15,6 +15,8 @@ void pr_buf_puts(struct pr_buf *b, const char *s);
 void pr_buf_printf(struct pr_buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void pr_buf_free(struct pr_buf *b);
 void pr_buf_json(struct pr_buf *b, const char *s, size_t n); /* "s" quoted and escaped; bad UTF-8 -> U+FFFD */
+int pr_buf_json_plain(
+	struct pr_buf *b, const char *s, size_t n); /* if it is ASCII and needs no escape; else 0 */
 
 /* Calls each(ctx, name, name_len, value, value_len, is_null) for every member of the JSON object in
  * text[0..len): strings unescaped, any other value as its JSON text, null with is_null = 1. Order kept.

@@ -3,12 +3,17 @@
 #include "lib/kafka.h"
 
 #include "lib/clock.h"
+#include "lib/pulse.h"
 
+#include <openssl/x509.h>
+#include <openssl/x509_vfy.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+
+#define REFUSED_US PR_SEC /* one broker's refusal is not yet all of them */
 
 struct denied {
 	const char *name;
@@ -62,17 +67,19 @@ static const struct denied denied_to_consumers[] = {
 	{ "auto.commit.interval.ms", "the database is the truth about offsets" },
 	{ "offset.store.method", "the database is the truth about offsets" },
 	{ "offset.store.path", "the database is the truth about offsets" },
-	{ "partition.assignment.strategy", "the consumer takes the one that this librdkafka has right" },
+	{ "partition.assignment.strategy", "set kafka.assignment instead" },
+	{ "group.protocol", "set kafka.assignment instead" },
 	{ "heartbeat.interval.ms", "the consumer sets it" },
 	{ "topic.metadata.refresh.interval.ms", "it is 10 s: topics made later are read by then" },
 	{ "queued.max.messages.kbytes", "set limits.prefetch_bytes instead" },
 	{ "queued.min.messages", "set limits.prefetch_bytes instead" },
 	{ "fetch.wait.max.ms", "the consumer sets it" },
+	{ "fetch.queue.backoff.ms", "the consumer sets it" },
 	{ "fetch.max.bytes", "memory is bounded by limits.prefetch_bytes" },
 	{ "fetch.message.max.bytes", "memory is bounded by limits.prefetch_bytes" },
 	{ "max.partition.fetch.bytes", "memory is bounded by limits.prefetch_bytes" },
-	{ "transactional.id", "a consumer has none" },
-	{ "transaction.timeout.ms", "a consumer has no transaction" },
+	{ "transactional.id", "the consumer sets it, where it needs one" },
+	{ "transaction.timeout.ms", "set kafka.timeout instead" },
 	{ "queue.buffering.max.messages", "dead letters are published a few at a time" },
 	{ "queue.buffering.max.kbytes", "dead letters are published a few at a time" },
 	{ "delivery.report.only.error", "the consumer sets it" },
@@ -185,24 +192,55 @@ static void drop_line(const rd_kafka_t *rk, int level, const char *fac, const ch
 }
 
 static pthread_mutex_t words_mutex = PTHREAD_MUTEX_INITIALIZER;
-static char words[256];
-static int64_t words_us = INT64_MIN;
+static struct {
+	char text[256];
+	int code, x509;      /* x509: why OpenSSL refused the broker's certificate */
+	int64_t said_us, us; /* of the text; of any word */
+} words = { .said_us = INT64_MIN, .us = INT64_MIN };
 
+/* Without how long it took and how often it came, which would make the same words new ones each time. That
+ * no broker is up follows from what was said of them. */
 static void remember_words(rd_kafka_t *rk, int code, const char *reason, void *opaque)
 {
+	const char *end = strstr(reason, " (after ");
+
 	(void)rk;
-	(void)code;
 	(void)opaque;
 	(void)pthread_mutex_lock(&words_mutex);
-	(void)snprintf(words, sizeof(words), "%s", reason);
-	words_us = pr_mono_us();
+	if (code != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN || !words.text[0]) {
+		(void)snprintf(words.text, sizeof(words.text), "%.*s",
+			(int)(end ? (size_t)(end - reason) : strlen(reason)), reason);
+		words.code = code;
+		words.said_us = pr_mono_us();
+	}
+	words.us = pr_mono_us();
 	(void)pthread_mutex_unlock(&words_mutex);
+}
+
+/* Decides nothing: what OpenSSL refused stays refused, and its reason is kept, which librdkafka drops. */
+static int look_at_certificate(rd_kafka_t *rk, const char *broker, int32_t broker_id, int *x509_error,
+	int depth, const char *der, size_t size, char *errstr, size_t errstr_size, void *opaque)
+{
+	(void)rk;
+	(void)broker;
+	(void)broker_id;
+	(void)depth;
+	(void)der;
+	(void)size;
+	(void)opaque;
+	if (*x509_error == X509_V_OK)
+		return 1;
+	(void)snprintf(errstr, errstr_size, "%s", X509_verify_cert_error_string(*x509_error));
+	(void)pthread_mutex_lock(&words_mutex);
+	words.x509 = *x509_error;
+	(void)pthread_mutex_unlock(&words_mutex);
+	return 0;
 }
 
 void pr_kafka_last_words(char *buf, size_t size)
 {
 	(void)pthread_mutex_lock(&words_mutex);
-	(void)snprintf(buf, size, "%s", words);
+	(void)snprintf(buf, size, "%s", words.text);
 	(void)pthread_mutex_unlock(&words_mutex);
 }
 
@@ -211,9 +249,102 @@ int64_t pr_kafka_last_words_us(void)
 	int64_t us;
 
 	(void)pthread_mutex_lock(&words_mutex);
-	us = words_us;
+	us = words.us;
 	(void)pthread_mutex_unlock(&words_mutex);
 	return us;
+}
+
+/* "sasl_ssl://db:9093/bootstrap: what" -> "db:9093", and *ret_what. */
+static void split_words(const char *text, char *broker, size_t size, const char **ret_what)
+{
+	const char *what = strstr(text, ": "), *from = strstr(text, "://");
+	size_t n;
+
+	*ret_what = what ? what + 2 : text;
+	from = from && what && from < what ? from + 3 : text;
+	n = what ? (size_t)(what - from) : 0;
+	(void)snprintf(broker, size, "%.*s", (int)(memchr(from, '/', n) ? strcspn(from, "/") : n), from);
+}
+
+static const char *certificate_hint(int x509)
+{
+	switch (x509) {
+	case X509_V_ERR_CERT_HAS_EXPIRED:
+		return "renew the broker's certificate; nothing is lost meanwhile";
+	case X509_V_ERR_CERT_NOT_YET_VALID:
+		return "compare the clocks of this host and the broker";
+	case X509_V_ERR_HOSTNAME_MISMATCH:
+	case X509_V_ERR_IP_ADDRESS_MISMATCH:
+		return "kafka.brokers and the brokers' advertised.listeners must use a name that is in the "
+		       "certificate";
+	default:
+		return "ssl.ca.location in kafka.properties must be the certificate of the authority that "
+		       "signed the broker's";
+	}
+}
+
+/* librdkafka before 2.6.1 sends a nonce that brokers since Kafka 4.0 refuse (confluentinc/librdkafka#4895).
+ */
+static int login_refused(const char *broker, const char *what, struct pr_err *err)
+{
+	const char *name = strstr(what, "error: ");
+
+	(void)pr_fail(err, PR_RETRY, "kafka at %s refuses the login: %s", broker,
+		name ? name + strlen("error: ") : what);
+	if (err)
+		err->exit = PR_EX_NOPERM;
+	if (strstr(what, "SCRAM") && rd_kafka_version() < 0x020601ff)
+		return pr_hint(err,
+			"check sasl.username and sasl.password in kafka.properties; if they are right: "
+			"librdkafka %s cannot log in by SCRAM at Kafka 4, take sasl.mechanisms=PLAIN over "
+			"TLS, a client certificate, or librdkafka 2.6.1",
+			rd_kafka_version_str());
+	return pr_hint(err, "check sasl.mechanisms, sasl.username and sasl.password in kafka.properties");
+}
+
+int pr_kafka_refusal(int64_t since_us, struct pr_err *err)
+{
+	char text[sizeof(words.text)], broker[128];
+	const char *what;
+	int code, x509;
+
+	(void)pthread_mutex_lock(&words_mutex);
+	memcpy(text, words.text, sizeof(text));
+	code = words.said_us < since_us ? 0 : words.code;
+	x509 = words.x509;
+	(void)pthread_mutex_unlock(&words_mutex);
+	split_words(text, broker, sizeof(broker), &what);
+	if (code == RD_KAFKA_RESP_ERR__AUTHENTICATION ||
+		code == RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED) {
+		(void)login_refused(broker, what, err);
+	} else if (code && strstr(what, "certificate verify failed")) {
+		(void)pr_fail(err, PR_RETRY, "the TLS certificate of kafka at %s is refused: %s", broker,
+			X509_verify_cert_error_string(x509));
+		(void)pr_hint(err, "%s", certificate_hint(x509));
+	} else if (code && strstr(what, "SSL alert")) {
+		(void)pr_fail(err, PR_RETRY, "kafka at %s refuses our TLS certificate: %s", broker, what);
+		(void)pr_hint(err,
+			"set ssl.certificate.location and ssl.key.location in kafka.properties to a pair "
+			"that the brokers trust");
+	} else {
+		return 0;
+	}
+	if (err)
+		(void)snprintf(err->code, sizeof(err->code), "%s", rd_kafka_err2name(code));
+	return -1;
+}
+
+int pr_kafka_silent(int64_t since_us, const char *doing, rd_kafka_resp_err_t code, struct pr_err *err)
+{
+	char last[sizeof(words.text)];
+
+	if (pr_kafka_refusal(since_us, err) < 0)
+		return -1;
+	(void)pr_fail(err, PR_RETRY, "%s: %s", doing, rd_kafka_err2str(code));
+	if (err)
+		(void)snprintf(err->code, sizeof(err->code), "%s", rd_kafka_err2name(code));
+	pr_kafka_last_words(last, sizeof(last));
+	return last[0] ? pr_hint(err, "last word of the client: %s", last) : -1;
 }
 
 /* Takes conf. */
@@ -225,6 +356,7 @@ static rd_kafka_t *new_handle(rd_kafka_type_t type, rd_kafka_conf_t *conf, const
 
 	rd_kafka_conf_set_log_cb(conf, drop_line);
 	rd_kafka_conf_set_error_cb(conf, remember_words);
+	(void)rd_kafka_conf_set_ssl_cert_verify_cb(conf, look_at_certificate);
 	if (set_property(conf, "bootstrap.servers", brokers, err) < 0)
 		goto out;
 	for (size_t i = 0; properties && i < properties->n; i++)
@@ -329,6 +461,46 @@ int pr_kafka_take(rd_kafka_error_t *error, struct pr_err *err, const char *doing
 	return -1;
 }
 
+/* ---------------------------------------------------------------- what a member reads */
+
+/* A partition's end is an op of librdkafka's main thread, and its answer another one behind it. A question
+ * goes through the same queue: when the first is answered the end is done, when the second is, its answer is.
+ */
+static void settle(rd_kafka_t *rk)
+{
+	for (int i = 0; i < 2; i++) {
+		rd_kafka_topic_partition_list_t *list = NULL;
+
+		(void)rd_kafka_assignment(rk, &list);
+		if (list)
+			rd_kafka_topic_partition_list_destroy(list);
+	}
+}
+
+int pr_kafka_assign(rd_kafka_t *rk, const rd_kafka_topic_partition_list_t *list, struct pr_err *err)
+{
+	rd_kafka_resp_err_t code = rd_kafka_assign(rk, list);
+
+	settle(rk);
+	return code ? pr_kafka_fail(err, code, "cannot begin to read") : 0;
+}
+
+int pr_kafka_assign_more(rd_kafka_t *rk, const rd_kafka_topic_partition_list_t *list, struct pr_err *err)
+{
+	rd_kafka_error_t *error = rd_kafka_incremental_assign(rk, list);
+
+	settle(rk);
+	return pr_kafka_take(error, err, "cannot begin to read");
+}
+
+int pr_kafka_assign_less(rd_kafka_t *rk, const rd_kafka_topic_partition_list_t *list, struct pr_err *err)
+{
+	rd_kafka_error_t *error = rd_kafka_incremental_unassign(rk, list);
+
+	settle(rk);
+	return pr_kafka_take(error, err, "cannot stop reading");
+}
+
 static void read_configs(const rd_kafka_ConfigResource_t *resource, struct pr_topic_info *ret)
 {
 	const rd_kafka_ConfigEntry_t **entries;
@@ -377,24 +549,48 @@ static void describe_topic(rd_kafka_t *rk, const char *topic, int timeout_ms, st
 	rd_kafka_ConfigResource_destroy(want);
 }
 
+/* In growing pieces, so that a refusal is heard at once and a slow broker still has half of the time. */
+static int ask_metadata(rd_kafka_t *rk, rd_kafka_topic_t *rkt, int timeout_ms,
+	const struct rd_kafka_metadata **ret, struct pr_err *err)
+{
+	int64_t since = pr_mono_us(), until = since + (int64_t)timeout_ms * PR_MS, left;
+	rd_kafka_resp_err_t code;
+	char doing[320];
+	int piece = 300;
+
+	do {
+		left = (until - pr_mono_us()) / PR_MS;
+		if (left < 2 * piece)
+			piece = left > 1 ? (int)left : 1;
+		code = rd_kafka_metadata(rk, 0, rkt, ret, piece);
+		if (!code)
+			return 0;
+		if (rd_kafka_type(rk) == RD_KAFKA_PRODUCER)
+			(void)rd_kafka_poll(rk, 0);
+		if (pr_mono_us() - since > REFUSED_US && pr_kafka_refusal(since, err) < 0)
+			return -1;
+		piece *= 2;
+	} while ((code == RD_KAFKA_RESP_ERR__TIMED_OUT || code == RD_KAFKA_RESP_ERR__TRANSPORT) &&
+		 pr_mono_us() < until);
+	(void)snprintf(doing, sizeof(doing), "kafka did not describe topic \"%s\" within %d ms",
+		rd_kafka_topic_name(rkt), timeout_ms);
+	return pr_kafka_silent(since, doing, code, err);
+}
+
 int pr_kafka_topic_info(
 	rd_kafka_t *rk, const char *topic, int timeout_ms, struct pr_topic_info *ret, struct pr_err *err)
 {
 	rd_kafka_topic_t *rkt = rd_kafka_topic_new(rk, topic, NULL);
 	const struct rd_kafka_metadata *md = NULL;
 	rd_kafka_resp_err_t code;
-	char last[256];
 	int rc = -1;
 
 	if (!rkt)
 		return pr_kafka_fail(err, rd_kafka_last_error(), topic);
-	code = rd_kafka_metadata(rk, 0, rkt, &md, timeout_ms);
-	if (code) {
-		(void)pr_fail(err, PR_RETRY, "kafka did not describe topic \"%s\" within %d ms: %s", topic,
-			timeout_ms, rd_kafka_err2str(code));
-		pr_kafka_last_words(last, sizeof(last));
-		if (last[0])
-			(void)pr_hint(err, "last word of the client: %s", last);
+	pr_pulse_wait(2 * (timeout_ms + 1000) * PR_MS);
+	if (ask_metadata(rk, rkt, timeout_ms, &md, err) < 0) {
+		if (err && !err->hint[0])
+			(void)pr_hint(err, "is kafka.brokers right, and a broker up?");
 		goto out;
 	}
 	memset(ret, 0, sizeof(*ret));
@@ -462,6 +658,7 @@ int pr_kafka_create_topic(rd_kafka_t *rk, const char *topic, int partitions, int
 			(void)rd_kafka_NewTopic_set_config(nt, name, value);
 	(void)rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, why, sizeof(why));
 	(void)rd_kafka_AdminOptions_set_operation_timeout(options, timeout_ms, why, sizeof(why));
+	pr_pulse_wait((timeout_ms + 1000) * PR_MS);
 	rd_kafka_CreateTopics(rk, &nt, 1, options, queue);
 	event = rd_kafka_queue_poll(queue, timeout_ms + 1000);
 	rc = created(event, topic, ret_created, err);

@@ -35,7 +35,7 @@ rd_kafka_t *pr_kafka_new(rd_kafka_type_t type, const char *brokers, const struct
 	struct pr_err *err) PR_MUSTCHECK;
 
 /* A consumer of a group, read through its consumer queue: as pr_kafka_new, and rebalance_cb answers each
- * rebalance with rd_kafka_assign. */
+ * rebalance with rd_kafka_assign, or the incremental ones. */
 rd_kafka_t *pr_kafka_new_member(const char *brokers, const struct pr_strs *properties,
 	const struct pr_kafka_prop *ours,
 	void (*rebalance_cb)(rd_kafka_t *rk, rd_kafka_resp_err_t code, rd_kafka_topic_partition_list_t *list,
@@ -55,8 +55,23 @@ void pr_kafka_last_words(char *buf, size_t size);
 /* When it did, of any handle; INT64_MIN: never. Monotonic. */
 int64_t pr_kafka_last_words_us(void);
 
+/* -1, and *err, when the last word since then was that TLS or a login was refused, by us or by a broker: no
+ * waiting helps, somebody has to put it right. Else 0. Words come while the handle is polled. */
+int pr_kafka_refusal(int64_t since_us, struct pr_err *err);
+
+/* A call that began at since_us had no answer: the refusal, or "doing: code" with the last words; -1. */
+int pr_kafka_silent(int64_t since_us, const char *doing, rd_kafka_resp_err_t code, struct pr_err *err);
+
 /* Fills *err from a librdkafka error, destroys it; returns -1, or 0 when error is NULL. */
 int pr_kafka_take(rd_kafka_error_t *error, struct pr_err *err, const char *doing) PR_MUSTCHECK;
+
+/* What a member reads from now on: all of list (NULL: nothing), besides what it reads, without what it reads.
+ * Return once librdkafka has ended what it read before: a partition that is taken away again while its last
+ * end is under way ends the process (an assertion, 2.0.2 to 2.15.0). Not for the last word to a handle that
+ * closes: it may never answer. */
+int pr_kafka_assign(rd_kafka_t *rk, const rd_kafka_topic_partition_list_t *list, struct pr_err *err);
+int pr_kafka_assign_more(rd_kafka_t *rk, const rd_kafka_topic_partition_list_t *list, struct pr_err *err);
+int pr_kafka_assign_less(rd_kafka_t *rk, const rd_kafka_topic_partition_list_t *list, struct pr_err *err);
 
 /* A topic as the cluster has it. exists = 0 when the broker does not know it. */
 struct pr_topic_info {

@@ -28,6 +28,10 @@ struct pr_family *pr_histogram_new(struct pr_metrics *m, const char *name, const
 struct pr_series *pr_series_get(struct pr_family *f, const char *const *values);
 struct pr_series *pr_series_one(struct pr_family *f); /* of a family without labels */
 
+/* Every series of a family in the order of their making: its first label's value and its count. */
+void pr_family_each(
+	struct pr_family *f, void (*each)(void *ctx, const char *value, uint64_t count), void *ctx);
+
 void pr_counter_add(struct pr_series *s, uint64_t n);
 uint64_t pr_counter_value(const struct pr_series *s);
 void pr_gauge_set(struct pr_series *s, double v);

@@ -3,6 +3,7 @@
 #include "lib/migrate.h"
 
 #include "lib/clock.h"
+#include "lib/rights.h"
 #include "sql.h"
 
 #include <stdlib.h>
@@ -43,7 +44,8 @@ static int foreign(const char *schema, const char *why, struct pr_err *err)
 static int look(struct pr_pg *pg, struct pr_err *err)
 {
 	PGresult *res;
-	int occupied, ours, readable, foreign_inbox;
+	int occupied, ours, readable, foreign_inbox, foreign_saga;
+	char to[140];
 
 	if (PQserverVersion(pr_pg_conn(pg)) < OLDEST_SERVER) {
 		(void)pr_fail(err, PR_STOP, "the server is PostgreSQL %d, too old",
@@ -58,16 +60,22 @@ static int look(struct pr_pg *pg, struct pr_err *err)
 	ours = is_true(res, 2);
 	readable = is_true(res, 3);
 	foreign_inbox = is_true(res, 4);
+	foreign_saga = is_true(res, 5);
 	PQclear(res);
 	if (occupied && !ours)
 		return foreign("outbox", "it has no schema_version", err);
 	if (foreign_inbox)
 		return foreign("inbox", "no migration of ours made it", err);
+	if (foreign_saga)
+		return foreign("saga", "no migration of ours made it", err);
 	if (ours && !readable) {
 		(void)pr_fail(
 			err, PR_STOP, "\"%s\" may not read the schema \"outbox\"", PQuser(pr_pg_conn(pg)));
-		(void)pr_hint(
-			err, "GRANT outbox_relay, outbox_operator, inbox_consumer or inbox_operator TO it");
+		(void)pr_hint(err,
+			"GRANT outbox_relay TO %s; outbox_operator and inbox_operator for an operator, "
+			"inbox_consumer for a consumer",
+			pr_quote_ident(
+				PQuser(pr_pg_conn(pg)), strlen(PQuser(pr_pg_conn(pg))), to, sizeof(to)));
 		return refuse(err, PR_EX_NOPERM);
 	}
 	return ours;
@@ -98,7 +106,21 @@ static int name_difference(const PGresult *res, int i, struct pr_err *err)
 	return refuse(err, PR_EX_CONFIG);
 }
 
-/* *ret_have = how many of our migrations are applied. -1 when the database is not a prefix of them. */
+static int is_ours(const PGresult *res, int i)
+{
+	return i < known() && atoi(PQgetvalue(res, i, 0)) == pr_migrations[i].number &&
+	       strcmp(PQgetvalue(res, i, 1), pr_migrations[i].name) == 0;
+}
+
+/* A later version's, which says that programs can live with it that know as little as we do. */
+static int bears_us(const PGresult *res, int i)
+{
+	return i >= known() && !PQgetisnull(res, i, 4) &&
+	       atoi(PQgetvalue(res, i, 4)) <= pr_migrations[known() - 1].number;
+}
+
+/* *ret_have = how many of our migrations are applied. -1 when the database has neither a beginning of
+ * them nor, behind all of them, only such as bear us. */
 static int count_applied(struct pr_pg *pg, int *ret_have, struct pr_err *err)
 {
 	PGresult *res;
@@ -109,12 +131,11 @@ static int count_applied(struct pr_pg *pg, int *ret_have, struct pr_err *err)
 		return -1;
 	n = PQntuples(res);
 	for (i = 0; i < n && rc == 0; i++)
-		if (i >= known() || atoi(PQgetvalue(res, i, 0)) != pr_migrations[i].number ||
-			strcmp(PQgetvalue(res, i, 1), pr_migrations[i].name) != 0)
+		if (!is_ours(res, i) && !bears_us(res, i))
 			rc = name_difference(res, i, err);
 	PQclear(res);
 	if (rc == 0)
-		*ret_have = n;
+		*ret_have = n < known() ? n : known();
 	return rc;
 }
 
@@ -135,20 +156,20 @@ static int begin_locked(struct pr_pg *pg, struct pr_err *err)
 
 static int apply(struct pr_pg *pg, const struct pr_migration *m, struct pr_err *err)
 {
-	const char *param[2];
 	char number[16];
+	const char *const param[] = { number, m->name, m->sha256 };
 
 	(void)snprintf(number, sizeof(number), "%d", m->number);
-	param[0] = number;
-	param[1] = m->name;
 	pr_pg_timeout(pg, STEP_US);
-	if (pr_pg_run(pg, m->sql, 0, NULL, err) == 0 && pr_pg_run(pg, sql_schema_record, 2, param, err) == 0)
+	if (pr_pg_run(pg, m->sql, 0, NULL, err) == 0 && pr_pg_run(pg, sql_schema_sum, 0, NULL, err) == 0 &&
+		pr_pg_run(pg, sql_schema_record, 3, param, err) == 0)
 		return 0;
 	(void)pr_wrap(err, "migration %s", m->name);
 	if (err && strcmp(err->code, "42501") == 0) {
 		(void)pr_hint(err, "run init as the owner of the database; it needs CREATE on the database, "
 				   "and CREATEROLE unless the roles outbox_writer, outbox_relay, "
-				   "outbox_operator, inbox_consumer and inbox_operator are there");
+				   "outbox_operator, inbox_consumer, inbox_operator, saga_engine, "
+				   "saga_participant and saga_operator are there");
 		return refuse(err, PR_EX_NOPERM);
 	}
 	return -1;
@@ -212,6 +233,33 @@ int pr_schema_check(struct pr_pg *pg, struct pr_err *err)
 	return 0;
 }
 
+int pr_schema_edited(struct pr_pg *pg, struct pr_schema_edit **ret, int *ret_n, struct pr_err *err)
+{
+	PGresult *res = pr_pg_exec(pg, sql_schema_versions, 0, NULL, err);
+	struct pr_schema_edit *edits;
+	int n = 0;
+
+	if (!res)
+		return -1;
+	edits = pr_calloc((size_t)known() + 1, sizeof(*edits));
+	for (int i = 0; i < PQntuples(res) && i < known(); i++) {
+		struct pr_schema_edit *e = &edits[n];
+
+		if (strcmp(PQgetvalue(res, i, 2), pr_migrations[i].sha256) == 0)
+			continue;
+		e->number = pr_migrations[i].number;
+		e->name = pr_migrations[i].name;
+		e->ours = pr_migrations[i].sha256;
+		(void)snprintf(e->theirs, sizeof(e->theirs), "%s", PQgetvalue(res, i, 2));
+		(void)snprintf(e->applied_at, sizeof(e->applied_at), "%s", PQgetvalue(res, i, 3));
+		n++;
+	}
+	PQclear(res);
+	*ret = edits;
+	*ret_n = n;
+	return 0;
+}
+
 /* A migration inside a DO block that looks first; EXECUTE because outbox.schema_version may not be there. */
 static void print_one(FILE *out, const struct pr_migration *m)
 {
@@ -224,11 +272,13 @@ static void print_one(FILE *out, const struct pr_migration *m)
 		"applied;\n"
 		"END IF;\n"
 		"IF NOT applied THEN EXECUTE $postrider_sql$\n%s$postrider_sql$;\n"
-		"EXECUTE $postrider_sql$INSERT INTO outbox.schema_version (number, name) VALUES (%d, '%s')"
+		"EXECUTE $postrider_sql$%s$postrider_sql$;\n"
+		"EXECUTE $postrider_sql$INSERT INTO outbox.schema_version (number, name, sha256) VALUES (%d, "
+		"'%s', '%s')"
 		"$postrider_sql$;\n"
 		"END IF;\n"
 		"END\n$postrider_%d$;\n",
-		m->number, m->number, m->sql, m->number, m->name, m->number);
+		m->number, m->number, m->sql, sql_schema_sum, m->number, m->name, m->sha256, m->number);
 }
 
 void pr_migrate_print(FILE *out)
@@ -237,7 +287,8 @@ void pr_migrate_print(FILE *out)
 		    "ON_ERROR_STOP=1)\n"
 		    "-- on PostgreSQL 13 or newer, by the owner of the database; parts already applied are\n"
 		    "-- stepped over. It creates the roles outbox_writer, outbox_relay, outbox_operator,\n"
-		    "-- inbox_consumer and inbox_operator unless they are there.\n"
+		    "-- inbox_consumer, inbox_operator, saga_engine, saga_participant and saga_operator\n"
+		    "-- unless they are there.\n"
 		    "SET LOCAL lock_timeout = '20s';\n",
 		out);
 	(void)fprintf(out, "%s;\n", sql_schema_lock);

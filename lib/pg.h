@@ -20,8 +20,9 @@ struct pr_pg_opts {
 	int wake_fd;          /* readable = give up at once with PR_RETRY "interrupted"; -1: none */
 };
 
-/* Connects and sets a fixed session: search_path empty, UTF8, UTC, ISO dates, read committed,
- * standard_conforming_strings on, statement_timeout = the timeout. The caller frees. */
+/* Refuses (PR_STOP) a pooler in transaction mode. Connects and sets a fixed session: search_path empty, UTF8,
+ * UTC, ISO dates, read committed, standard_conforming_strings on, statement_timeout = the timeout. The caller
+ * frees. */
 int pr_pg_open(const struct pr_pg_opts *opts, struct pr_pg **ret, struct pr_err *err) PR_MUSTCHECK;
 void pr_pg_close(struct pr_pg *pg); /* accepts NULL; never blocks on the network */
 int pr_pg_ok(const struct pr_pg *pg);
@@ -49,6 +50,7 @@ struct pr_stmt {
 	const int *lengths;        /* of binary ones */
 	const int *formats;        /* 1: binary; NULL: all are text */
 	int sync;                  /* the transaction ends here: all since the last sync is one */
+	int at_end;                /* result: it went well, and what failed was the end of its transaction */
 	PGresult *res;             /* result: the caller's to pr_stmt_clear, NULL on failure */
 };
 
@@ -70,6 +72,14 @@ int pr_pg_round_trip(
  * copy_row: 1 and *ret_row / *ret_len, 0 at the end, -1 on error. */
 int pr_pg_copy_begin(struct pr_pg *pg, const char *query, struct pr_err *err) PR_MUSTCHECK;
 int pr_pg_copy_row(struct pr_pg *pg, char **ret_row, int *ret_len, struct pr_err *err) PR_MUSTCHECK;
+
+/* COPY table FROM STDIN. begin: sql holds it, perhaps among other statements (BEGIN before it; what follows
+ * the data, COMMIT, behind it): all is one simple query, two round trips. Then puts, each with the whole
+ * deadline; end gives the last statement's result, as pr_pg_exec does. After any -1 the COPY is over; a
+ * transaction that was begun is the caller's to roll back. */
+int pr_pg_copy_in_begin(struct pr_pg *pg, const char *sql, struct pr_err *err) PR_MUSTCHECK;
+int pr_pg_copy_in_put(struct pr_pg *pg, const char *data, size_t n, struct pr_err *err) PR_MUSTCHECK;
+PGresult *pr_pg_copy_in_end(struct pr_pg *pg, struct pr_err *err) PR_MUSTCHECK;
 
 /* Waits up to timeout_us or until the wake-up fd is readable or the server has something to say
  * (a closed connection): 0 on time-out, 1 woken, -1 connection lost. */

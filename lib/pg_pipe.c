@@ -96,6 +96,7 @@ static void sort_in(struct round *r, PGresult *res, struct pr_err *err)
 		pg_check_result(r->pg, r->s[i].sql, res, err) < 0) {
 		forgive_stale(r->pg, res, err);
 		r->failed = i;
+		r->s[i].at_end = in_sync;
 	}
 	if (ok && r->at == i + 1 && !r->s[i].res)
 		r->s[i].res = res;
@@ -148,8 +149,10 @@ int pr_pg_pipeline(struct pr_pg *pg, struct pr_stmt *s, int n, int *ret_failed, 
 			err, PR_STOP, "%d statements in one round trip, at most %d", n, MAX_STATEMENTS);
 	if (n > 0 && !s[n - 1].sync)
 		return pr_fail(err, PR_STOP, "a round trip that ends inside a transaction");
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < n; i++) {
 		s[i].res = NULL;
+		s[i].at_end = 0;
+	}
 	if (pg_begin_call(pg, &timeout_us, &deadline, err) < 0)
 		return -1;
 	if (PQtransactionStatus(pg->conn) != PQTRANS_IDLE && PQtransactionStatus(pg->conn) != PQTRANS_INTRANS)

@@ -3,6 +3,10 @@
  * overrides for reloads: one program, one command line. */
 #include "lib/prog.h"
 
+#include "lib/conf_text.h"
+#include "lib/consumer_conf.h"
+#include "lib/relay_conf.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,12 +165,98 @@ static int print_err(const struct pr_err *err)
 	return 1 + err->exit;
 }
 
+/* ---- a file given to the wrong program ---- */
+
+/* The programs that read a config file. */
+static const struct kind {
+	const char *of, *program; /* "a relay's file", "postrider-relay" */
+	const struct pr_opt *table;
+} kinds[] = {
+	{ "a relay's", "postrider-relay", pr_relay_options },
+	{ "a consumer's", "postrider-consumer", pr_consumer_options },
+};
+
+#define NKINDS (sizeof(kinds) / sizeof(*kinds))
+
+/* Whether the table has a key or a group of this name at its top. */
+static int has_top(const struct pr_opt *table, const char *name, size_t n)
+{
+	for (; table->path; table++)
+		if (strncmp(table->path, name, n) == 0 && (table->path[n] == '\0' || table->path[n] == '.'))
+			return 1;
+	return 0;
+}
+
+/* The only kind that knows the name; NULL: none, or several. */
+static const struct kind *only_kind(const char *name, size_t n)
+{
+	const struct kind *only = NULL;
+
+	for (size_t i = 0; i < NKINDS; i++) {
+		if (!has_top(kinds[i].table, name, n))
+			continue;
+		if (only)
+			return NULL;
+		only = &kinds[i];
+	}
+	return only;
+}
+
+/* How many keys and groups at the top of the file are of this kind only; the first three go to words. */
+static size_t telling(const struct pr_conf_text *text, const struct kind *kind, char *words, size_t size)
+{
+	size_t n = 0;
+
+	*words = '\0';
+	for (size_t i = 0; i < text->nmarks; i++) {
+		const char *name = text->marks[i].path;
+		size_t len = strcspn(name, ".[");
+
+		if (name[len] != '\0' || only_kind(name, len) != kind)
+			continue;
+		if (n++ < 3)
+			(void)snprintf(
+				words + strlen(words), size - strlen(words), "%s%s", n > 1 ? ", " : "", name);
+	}
+	return n;
+}
+
+int pr_prog_whose(const char *file, const struct pr_opt *table, struct pr_err *err)
+{
+	struct pr_conf_text text = { 0 };
+	const struct kind *most = NULL;
+	struct pr_err ignored;
+	char words[200], best[200] = "";
+	size_t n, n_most = 1, n_own = SIZE_MAX; /* one stray key is a mistake, no other program */
+
+	if (pr_conf_text_read(file, &text, &ignored) == 0)
+		for (size_t i = 0; i < NKINDS; i++) {
+			n = telling(&text, &kinds[i], words, sizeof(words));
+			if (kinds[i].table == table) {
+				n_own = n;
+			} else if (n > n_most) {
+				n_most = n;
+				most = &kinds[i];
+				(void)snprintf(best, sizeof(best), "%s", words);
+			}
+		}
+	pr_conf_text_free(&text);
+	if (!most || n_most <= n_own)
+		return 0;
+	(void)pr_fail(err, PR_STOP, "%s: this is %s file: it has %s", file, most->of, best);
+	(void)pr_hint(err, "%s -c reads it", most->program);
+	err->exit = PR_EX_CONFIG;
+	return -1;
+}
+
 static int load(const struct pr_prog *prog, void *target, struct pr_conf **ret, struct pr_err *err)
 {
 	struct pr_conf *conf;
 
-	if (pr_conf_load(line.file, prog->table, target, line.overrides, line.n, &conf, err) < 0)
+	if (pr_conf_load(line.file, prog->table, target, line.overrides, line.n, &conf, err) < 0) {
+		(void)pr_prog_whose(line.file, prog->table, err);
 		return -1;
+	}
 	if (prog->validate && prog->validate(target, conf, err) < 0) {
 		pr_conf_free(conf);
 		return -1;

@@ -6,11 +6,14 @@
 #include "lib/clock.h"
 #include "lib/conf_check.h"
 #include "lib/kafka.h"
+#include "lib/page.h"
 
 #include <ctype.h>
 #include <string.h>
 
 #define AT(field) offsetof(struct pr_relay_conf, field)
+#define PORT      "9470"
+#define PROGRAM   "postrider-relay"
 #define KB        1024LL
 #define MB        (1024 * KB)
 #define DAY       (86400 * PR_SEC)
@@ -27,7 +30,10 @@ const struct pr_opt pr_relay_options[] = {
 		       "service files work." },
 	{ "source.layout", PR_OPT_ENUM, AT(source.layout), "native", .choices = "native",
 		.flags = PR_OPT_NO_RELOAD,
-		.doc = "How the outbox's tables look: native is the schema of postrider init." },
+		.refused = "the relay reads outbox.event only; for an outbox table of another kind: "
+			   "postrider adopt TABLE",
+		.doc = "How the outbox's tables look: native is the schema of postrider init. Other "
+		       "tables are connected to it by postrider adopt." },
 	{ "source.engine", PR_OPT_ENUM, AT(source.engine), "table", .choices = "table|null",
 		.flags = PR_OPT_NO_RELOAD,
 		.doc = "Where rows come from: table reads outbox.event; null invents rows in memory, "
@@ -65,6 +71,11 @@ const struct pr_opt pr_relay_options[] = {
 		.doc = "Shortest wait before the database is asked again when there was nothing to do." },
 	{ "limits.poll_max", PR_OPT_DURATION, AT(limits.poll_max_us), "10ms", .min = 100, .max = 60 * PR_SEC,
 		.doc = "Longest such wait, reached when idle: what a lone event may wait for." },
+	{ "limits.gather", PR_OPT_DURATION, AT(limits.gather_us), "0", .min = 0, .max = 10 * PR_SEC,
+		.doc = "While events keep coming: least time from one look at the database that finds some "
+		       "to the next. A Kafka transaction costs relay, broker and readers the same CPU "
+		       "whatever is in it, so fewer and larger ones are cheaper; a backlog and a lone event "
+		       "do not wait. 0: none." },
 	{ "limits.parked_keys", PR_OPT_INT, AT(limits.parked_keys), "10000", .min = 1, .max = 10000000,
 		.doc = "Most keys held back at a time because one of their events cannot be "
 		       "published; past it the relay stops." },
@@ -82,13 +93,8 @@ const struct pr_opt pr_relay_options[] = {
 		       "the relay, also when it is down for days." },
 	{ "retention.every", PR_OPT_DURATION, AT(retention.every_us), "5s", .min = 100 * PR_MS, .max = DAY,
 		.doc = "How often ranges are made and dropped." },
-	{ "http.listen", PR_OPT_STR, AT(http.listen), "127.0.0.1:9470", .flags = PR_OPT_NO_RELOAD,
-		.doc = "Address and port of health, metrics and status: 127.0.0.1:9470, [::1]:9470 or "
-		       "*:9470; port 0 takes a free one. Off loopback it needs http.token." },
-	{ "http.token", PR_OPT_SECRET, AT(http.token), .flags = PR_OPT_NO_RELOAD,
-		.example = "env:POSTRIDER_TOKEN", .doc = "Bearer token that HTTP clients must show." },
-	{ "log.level", PR_OPT_STR, AT(log_level), "info",
-		.doc = "Least level of log lines: debug, info, warn or error." },
+#define PR_PROGRAM_OPTIONS_HERE
+#include "lib/program_conf_table.h"
 	{ "shutdown.drain", PR_OPT_DURATION, AT(drain_us), "10s", .max = 3600 * PR_SEC,
 		.doc = "How long SIGTERM and SIGINT wait for what is in flight; what is not done by "
 		       "then is published after the next start." },
@@ -148,7 +154,8 @@ static int check_common(const struct pr_relay_conf *c, const struct pr_conf *con
 {
 	if (pr_check_brokers(c->kafka.brokers, conf, err) < 0 ||
 		pr_check_properties(&c->kafka.properties, 0, conf, err) < 0 ||
-		pr_check_listen(c->http.listen, c->http.token, conf, err) < 0)
+		pr_check_listen(c->http.listen, c->http.token, &c->http.tls, conf, err) < 0 ||
+		pr_tracing_check(&c->tracing, conf, err) < 0)
 		return -1;
 	return pr_check_log_level(c->log_level, conf, err);
 }

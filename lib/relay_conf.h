@@ -4,6 +4,8 @@
 #define PR_RELAY_CONF_H
 
 #include "lib/conf.h"
+#include "lib/http.h"
+#include "lib/otlp.h"
 
 enum pr_delivery { PR_EXACTLY_ONCE, PR_AT_LEAST_ONCE };
 enum pr_engine { PR_ENGINE_TABLE, PR_ENGINE_NULL };
@@ -28,7 +30,7 @@ struct pr_relay_conf {
 	struct {
 		int64_t batch_events; /* most events in one Kafka transaction, and in flight */
 		int64_t batch_bytes;
-		int64_t poll_min_us, poll_max_us;
+		int64_t poll_min_us, poll_max_us, gather_us;
 		int64_t parked_keys;    /* most keys held back; past it the relay stops */
 		int64_t waiting_topics; /* most topics waited for */
 		int64_t topics;         /* most topics one relay writes to */
@@ -42,7 +44,14 @@ struct pr_relay_conf {
 	struct {
 		char *listen;
 		char *token;
+		struct pr_http_tls tls;
 	} http;
+	struct {
+		char *name; /* NULL: not said */
+		int colour; /* index into PR_PAGE_COLOURS */
+	} environment;
+	struct pr_tracing_conf tracing;
+	int64_t history_us;
 	char *log_level;
 	int64_t drain_us; /* how long SIGTERM waits for what is in flight */
 };

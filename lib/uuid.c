@@ -4,30 +4,30 @@
 #include <openssl/sha.h>
 #include <string.h>
 
-static int hex(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	c |= 32;
-	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
+/* 16 and the digit's value; 0: no digit */
+/* clang-format off */
+static const unsigned char hex[256] = {
+	['0'] = 16, 17, 18, 19, 20, 21, 22, 23, 24, 25,
+	['A'] = 26, 27, 28, 29, 30, 31,
+	['a'] = 26, 27, 28, 29, 30, 31
+};
+/* clang-format on */
 
 int pr_uuid_parse(const char *s, size_t n, unsigned char id[16])
 {
-	int hyphens = n == 36, high, low;
+	static const unsigned char at[16] = { 0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34 };
+	const unsigned char *u = (const unsigned char *)s;
+	unsigned all = 16;
 
-	if (!hyphens && n != 32)
+	if (n != 32 && (n != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-'))
 		return -1;
-	for (int i = 0; i < 16; i++) {
-		if (hyphens && (i == 4 || i == 6 || i == 8 || i == 10) && *s++ != '-')
-			return -1;
-		high = hex(*s++);
-		low = hex(*s++);
-		if (high < 0 || low < 0)
-			return -1;
-		id[i] = (unsigned char)(high << 4 | low);
+	for (size_t i = 0; i < 16; i++) {
+		const unsigned char *p = u + (n == 36 ? at[i] : 2 * i);
+
+		all &= hex[p[0]] & hex[p[1]];
+		id[i] = (unsigned char)(hex[p[0]] << 4 | (hex[p[1]] & 15));
 	}
-	return 0;
+	return all ? 0 : -1;
 }
 
 char *pr_uuid_print(const unsigned char id[16], char *buf)

@@ -44,9 +44,7 @@ static void copy(char *to, size_t size, const char *from)
 	to[n] = '\0';
 }
 
-/* An error of ours: nothing was sent. */
-__attribute__((format(printf, 3, 4))) static int refuse(
-	struct outbox_error *err, const char *hint, const char *fmt, ...)
+int outbox_refuse(struct outbox_error *err, const char *hint, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -76,13 +74,14 @@ static int may_retry(const char *sqlstate)
 {
 	static const char *const classes[] = { "08", "40", "53", "55", "57" };
 
+	/* Not 55000: what is in a state in which it cannot be done stays in it. */
 	for (size_t i = 0; i < sizeof(classes) / sizeof(*classes); i++)
 		if (strncmp(sqlstate, classes[i], 2) == 0)
-			return 1;
+			return strcmp(sqlstate, "55000") != 0;
 	return 0;
 }
 
-static int server_error(PGconn *conn, const PGresult *res, struct outbox_error *err)
+int outbox_failed(PGconn *conn, const PGresult *res, struct outbox_error *err)
 {
 	const char *state = PQresultErrorField(res, PG_DIAG_SQLSTATE);
 
@@ -108,7 +107,7 @@ static int in_pipeline(const PGconn *conn)
 #endif
 }
 
-static int may_publish(PGconn *conn, unsigned flags, struct outbox_error *err)
+int outbox_may_call(PGconn *conn, unsigned flags, struct outbox_error *err)
 {
 	switch (PQtransactionStatus(conn)) {
 	case PQTRANS_INTRANS:
@@ -116,16 +115,16 @@ static int may_publish(PGconn *conn, unsigned flags, struct outbox_error *err)
 	case PQTRANS_IDLE:
 		if (flags & OUTBOX_ALLOW_AUTOCOMMIT)
 			return 0;
-		return refuse(err,
-			"send BEGIN first: the event must be committed together with the rows it tells of",
+		return outbox_refuse(err,
+			"send BEGIN first: it must be committed together with the rows it tells of",
 			"no transaction is open");
 	case PQTRANS_ACTIVE:
 		if (in_pipeline(conn))
 			return 0;
-		return refuse(err, "fetch all results of the command before (PQgetResult until NULL)",
+		return outbox_refuse(err, "fetch all results of the command before (PQgetResult until NULL)",
 			"the connection is busy with another command");
 	case PQTRANS_INERROR:
-		return refuse(err, "send ROLLBACK and run the transaction again",
+		return outbox_refuse(err, "send ROLLBACK and run the transaction again",
 			"the transaction has failed before");
 	case PQTRANS_UNKNOWN:
 	default:
@@ -142,10 +141,10 @@ static int set_param(struct params *p, int i, struct outbox_str s, struct outbox
 	if (!s.s)
 		return 0;
 	if (s.len > INT_MAX)
-		return refuse(err, "store large data elsewhere and publish where it is",
+		return outbox_refuse(err, "store large data elsewhere and publish where it is",
 			"%s has %zu bytes, too many", names[i], s.len);
 	if (!bytes && memchr(s.s, '\0', s.len))
-		return refuse(err,
+		return outbox_refuse(err,
 			i == PAYLOAD ? "set format to OUTBOX_BYTES for a payload that is not JSON" : "",
 			"%s contains a NUL byte", names[i]);
 	p->lengths[i] = (int)s.len;
@@ -161,7 +160,7 @@ static int set_params(struct params *p, const struct outbox_event *ev, struct ou
 	for (int i = 0; i < PARAMS; i++) {
 		p->types[i] = i == PAYLOAD && ev->format == OUTBOX_BYTES ? BYTEA_OID : TEXT_OID;
 		if (i >= 1 && i <= 3 && !all[i].s)
-			return refuse(err, "aggregatetype, aggregateid and type are required",
+			return outbox_refuse(err, "aggregatetype, aggregateid and type are required",
 				"%s is missing", names[i]);
 		if (set_param(p, i, all[i], err) < 0)
 			return -1;
@@ -189,18 +188,18 @@ static int take_id(PGconn *conn, const PGresult *res, char *ret_id, struct outbo
 		return 0;
 #ifdef LIBPQ_HAS_PIPELINING
 	case PGRES_PIPELINE_ABORTED:
-		return refuse(err, "look at the first error after the last sync, and send ROLLBACK",
+		return outbox_refuse(err, "look at the first error after the last sync, and send ROLLBACK",
 			"not run: a command before it in the pipeline failed");
 	case PGRES_PIPELINE_SYNC:
-		return refuse(err, in_order, "the next result is a PQpipelineSync's, not a publish's");
+		return outbox_refuse(err, in_order, "the next result is a PQpipelineSync's, not a publish's");
 #endif
 	case PGRES_FATAL_ERROR:
 	case PGRES_BAD_RESPONSE:
-		return server_error(conn, res, err);
+		return outbox_failed(conn, res, err);
 	default:
 		break;
 	}
-	return refuse(err, in_order, "this is not the result of a publish");
+	return outbox_refuse(err, in_order, "this is not the result of a publish");
 }
 
 int outbox_publish(
@@ -211,8 +210,9 @@ int outbox_publish(
 	int rc;
 
 	if (in_pipeline(conn))
-		return refuse(err, "use outbox_send and outbox_result", "the connection is in pipeline mode");
-	if (may_publish(conn, flags, err) < 0 || set_params(&p, ev, err) < 0)
+		return outbox_refuse(
+			err, "use outbox_send and outbox_result", "the connection is in pipeline mode");
+	if (outbox_may_call(conn, flags, err) < 0 || set_params(&p, ev, err) < 0)
 		return -1;
 	res = PQexecParams(conn, statement(ev), PARAMS, p.types, p.values, p.lengths, p.formats, 0);
 	rc = res ? take_id(conn, res, ret_id, err) : broken(conn, err);
@@ -224,7 +224,7 @@ int outbox_send(PGconn *conn, const struct outbox_event *ev, unsigned flags, str
 {
 	struct params p;
 
-	if (may_publish(conn, flags, err) < 0 || set_params(&p, ev, err) < 0)
+	if (outbox_may_call(conn, flags, err) < 0 || set_params(&p, ev, err) < 0)
 		return -1;
 	if (!PQsendQueryParams(conn, statement(ev), PARAMS, p.types, p.values, p.lengths, p.formats, 0))
 		return broken(conn, err);
@@ -237,7 +237,7 @@ int outbox_result(PGconn *conn, char *ret_id, struct outbox_error *err)
 	int rc, sync;
 
 	if (!res)
-		return refuse(err,
+		return outbox_refuse(err,
 			"call it once for each outbox_send, after the results of the commands before it",
 			"there is no result to take");
 	rc = take_id(conn, res, ret_id, err);

@@ -100,6 +100,20 @@ int outbox_send(PGconn *conn, const struct outbox_event *ev, unsigned flags, str
  * order of sending, among the caller's own PQgetResult calls. Blocks as PQgetResult does. */
 int outbox_result(PGconn *conn, char *ret_id, struct outbox_error *err);
 
+/* For faces of other SQL functions that speak as this one does (saga.c). */
+
+/* 0: a transaction is open that stands, or none has to be (flags). -1 and *err otherwise. */
+int outbox_may_call(PGconn *conn, unsigned flags, struct outbox_error *err);
+
+/* -1, and *err is what the server said, or with a broken connection (res may be NULL) libpq. */
+int outbox_failed(PGconn *conn, const PGresult *res, struct outbox_error *err);
+
+/* -1, and *err is an error of ours: nothing was sent. */
+#ifdef __GNUC__
+__attribute__((format(printf, 3, 4)))
+#endif
+int outbox_refuse(struct outbox_error *err, const char *hint, const char *fmt, ...);
+
 #ifdef __cplusplus
 }
 #endif

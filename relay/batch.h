@@ -29,6 +29,7 @@ struct event {
 	unsigned is_json : 1; /* payload came from jsonb */
 	unsigned foreign : 1; /* xid that this server has not assigned yet: never published */
 	unsigned held : 1;    /* parked or waiting: not on its topic yet */
+	unsigned traced : 1;  /* its delivery makes a span */
 	struct topic *on;     /* the topic it was produced to; NULL not yet */
 	struct batch *batch;  /* the one it belongs to */
 };
@@ -51,6 +52,7 @@ struct batch {
 	int64_t top;         /* highest seq of its rows, foreign ones too; 0 when empty */
 	uint64_t generation; /* of the pipe when it was read */
 	size_t outstanding;  /* at_least_once: delivery reports still owed */
+	size_t counted;      /* events from the first on that the metrics know as acknowledged */
 	struct batch *next;
 };
 

@@ -5,8 +5,10 @@
 #include "lib/clock.h"
 #include "lib/json.h"
 #include "lib/log.h"
+#include "lib/page.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,10 +20,17 @@ static const double batch_buckets[] = { 1, 3, 10, 30, 100, 300, 1000, 3000, 1000
 static const char *const states[] = { "starting", "standby", "ok", "warn", "paused", "error", "stopping",
 	NULL };
 
+#define TOPICS_MOST 1000 /* of /status.json */
+#define TREND_S     0.5  /* less than so much is no change of the lag */
+
+enum { HISTORY_LAG, HISTORY_CREATED, HISTORY_PUBLISHED, HISTORY_PENDING, HISTORY_HELD, HISTORY_COUNT };
+static const char *const history_names[] = { "lag_seconds", "created_per_second", "published_per_second",
+	"pending_events", "held_events" };
+
 static struct {
 	struct pr_vitals vitals;
 	struct pr_series *lag, *pending, *parked_events, *parked_keys, *waiting, *in_flight, *foreign;
-	struct pr_series *last_commit, *ranges;
+	struct pr_series *last_commit, *ranges, *skew;
 } gauges; /* one relay a process */
 
 static const char *const trouble_names[TROUBLE_COUNT] = { "postgres", "kafka", "refused", "janitor",
@@ -31,6 +40,7 @@ void health_init(struct relay *r)
 {
 	struct pr_metrics *m = r->m.registry = pr_metrics_new();
 
+	r->history = pr_history_new(history_names, HISTORY_COUNT, r->conf->history_us);
 	pr_board_init(&r->board, trouble_names, TROUBLE_COUNT, TROUBLE_JANITOR);
 	pr_vitals_init(&gauges.vitals, m, states, "1 for the state the relay is in.");
 	gauges.lag = pr_gauge_new(m, "postrider_lag_seconds",
@@ -61,6 +71,8 @@ void health_init(struct relay *r)
 		sizeof(batch_buckets) / sizeof(batch_buckets[0]), "Events in one shipment."));
 	gauges.last_commit = pr_gauge_new(
 		m, "postrider_last_published_age_seconds", "Since the last shipment was acknowledged.");
+	gauges.skew = pr_gauge_new(m, "postrider_clock_skew_seconds",
+		"How far the clock of Postgres is ahead of this host's; half a round trip of error.");
 }
 
 void health_release(struct relay *r)
@@ -68,6 +80,7 @@ void health_release(struct relay *r)
 	free(r->waiting);
 	pr_position_release(&r->committed);
 	pr_metrics_free(r->m.registry);
+	pr_history_free(r->history);
 	pr_board_release(&r->board);
 }
 
@@ -138,11 +151,14 @@ static uint64_t pending(struct relay *r)
 {
 	uint64_t held = atomic_load(&r->parked_events) + atomic_load(&r->waiting_events);
 	int64_t ahead = atomic_load(&source_last_seq) - atomic_load(&r->published_seq);
+	int64_t silent = pr_mono_us() - atomic_load(&source_contact_us), oldest;
 	size_t queued;
 
-	(void)pipe_oldest_us(&r->pipe, &queued);
-	/* Drained: nothing on its way, and the last turn found nothing more. */
-	if (streaming(r) && queued == 0 && atomic_load(&r->in_flight) == 0 && health_lag(r) == 0)
+	oldest = least(pipe_oldest_us(&r->pipe, &queued), atomic_load(&r->in_flight_oldest_us));
+	/* Drained: nothing on its way, and the last turn, a moment ago, found nothing more. What is held back
+	 * has its own count. */
+	if (streaming(r) && queued == 0 && atomic_load(&r->in_flight) == 0 && oldest == INT64_MAX &&
+		(r->conf->source.engine != PR_ENGINE_TABLE || silent <= SILENT_US))
 		ahead = 0;
 	return held + (ahead > 0 ? (uint64_t)ahead : 0);
 }
@@ -155,6 +171,39 @@ static int64_t kafka_silent_us(struct relay *r)
 	if (!streaming(r) || atomic_load(&r->in_flight) == 0)
 		return 0;
 	return pr_mono_us() - (commit > since ? commit : since);
+}
+
+/* ---------------------------------------------------------------- history */
+
+/* Growth a second since the sample before; NaN of the first one. */
+static double growth(double *was, double is, double seconds)
+{
+	double result = isnan(*was) || seconds <= 0 || is < *was ? NAN : (is - *was) / seconds;
+
+	*was = is;
+	return result;
+}
+
+int health_sample(struct relay *r)
+{
+	static double created = NAN, published = NAN;
+	static int64_t then_us;
+	int64_t now = pr_mono_us(), last = atomic_load(&source_last_seq);
+	int left = pr_history_due(r->history, now), known;
+	double values[HISTORY_COUNT], seconds = (double)(now - then_us) / (double)PR_SEC;
+
+	if (left > 0)
+		return left;
+	values[HISTORY_LAG] = health_lag(r);
+	/* Below what is published: the table was not looked at yet. */
+	known = streaming(r) && last >= atomic_load(&r->published_seq);
+	values[HISTORY_CREATED] = growth(&created, known ? (double)last : NAN, seconds);
+	values[HISTORY_PUBLISHED] = growth(&published, (double)atomic_load(&r->published_events), seconds);
+	values[HISTORY_PENDING] = (double)pending(r);
+	values[HISTORY_HELD] = (double)(atomic_load(&r->parked_events) + atomic_load(&r->waiting_events));
+	pr_history_add(r->history, now, values);
+	then_us = now;
+	return pr_history_due(r->history, now);
 }
 
 /* ---------------------------------------------------------------- state */
@@ -191,6 +240,7 @@ static int held_verdict(struct relay *r, struct pr_verdict *v)
 static void judge(struct relay *r, struct pr_verdict *v)
 {
 	double lag = health_lag(r);
+	uint64_t waiting;
 	char text[200];
 	size_t queued;
 
@@ -219,9 +269,11 @@ static void judge(struct relay *r, struct pr_verdict *v)
 	}
 	if (kafka_silent_us(r) > SILENT_US) {
 		(void)pipe_oldest_us(&r->pipe, &queued);
+		waiting = atomic_load(&r->in_flight) + queued;
 		(void)snprintf(text, sizeof(text),
-			"Kafka has acknowledged nothing for %.0f s; %" PRIu64 " events wait for it",
-			(double)kafka_silent_us(r) / (double)PR_SEC, atomic_load(&r->in_flight) + queued);
+			"Kafka has acknowledged nothing for %.0f s; %" PRIu64 " event%s for it",
+			(double)kafka_silent_us(r) / (double)PR_SEC, waiting,
+			waiting == 1 ? " waits" : "s wait");
 		(void)pr_say(
 			v, "error", text, "are the brokers up? Nothing is lost: it goes on when they answer");
 		return;
@@ -303,7 +355,7 @@ static void refresh_gauges(struct relay *r)
 	struct pr_verdict v;
 
 	judge(r, &v);
-	pr_vitals_set(&gauges.vitals, v.state);
+	pr_vitals_set(&gauges.vitals, v.state, &r->board);
 	pr_gauge_set(gauges.lag, health_lag(r));
 	pr_gauge_set(gauges.pending, (double)pending(r));
 	pr_gauge_set(gauges.parked_events, (double)atomic_load(&r->parked_events));
@@ -312,6 +364,7 @@ static void refresh_gauges(struct relay *r)
 	pr_gauge_set(gauges.in_flight, (double)atomic_load(&r->in_flight));
 	refresh_ranges(r);
 	pr_gauge_set(gauges.foreign, (double)atomic_load(&source_foreign.count));
+	pr_gauge_set(gauges.skew, (double)atomic_load(&source_clock_skew_us) / (double)PR_SEC);
 	pr_gauge_set(gauges.last_commit, commit ? (double)(pr_mono_us() - commit) / (double)PR_SEC : 0);
 	pr_counter_add(r->m.pg_reconnects, reconnects - atomic_exchange(&counted, reconnects));
 }
@@ -349,7 +402,7 @@ static void put_position(struct relay *r, struct pr_buf *b)
 		!pr_board_has(&r->board, TROUBLE_POSTGRES) && atomic_load(&source_contact_us) != 0);
 	pr_put_text(b, "system_id", p->system_id);
 	pr_buf_printf(b, ",\"timeline\":%" PRId64 "},\"kafka\":{", p->timeline);
-	pr_put_bool(b, "connected", atomic_load(&r->kafka_up));
+	pr_put_bool(b, "connected", atomic_load(&r->kafka_up) && kafka_silent_us(r) <= SILENT_US);
 	pr_buf_printf(b, "},\"position\":{\"seq\":%" PRId64, p->top);
 	pr_put_text(b, "snapshot", p->from.snapshot ? p->from.snapshot : "");
 	pr_buf_puts(b, "}");
@@ -378,20 +431,45 @@ static double rate(struct relay *r)
 	return result;
 }
 
-static void page_status(void *ctx, const struct pr_request *req, struct pr_response *resp)
+struct topics {
+	struct pr_buf *b;
+	int n;
+};
+
+static void put_topic(void *ctx, const char *topic, uint64_t published)
 {
-	struct relay *r = ctx;
+	struct topics *t = ctx;
+
+	if (t->n++ >= TOPICS_MOST)
+		return;
+	pr_buf_puts(t->b, t->n > 1 ? ",{" : "{");
+	pr_put_text(t->b, "topic", topic);
+	pr_put_int(t->b, "published", (int64_t)published);
+	pr_buf_puts(t->b, "}");
+}
+
+static void put_topics(struct relay *r, struct pr_buf *b)
+{
+	struct topics t = { .b = b };
+
+	pr_buf_puts(b, ",\"topics\":[");
+	pr_family_each(r->m.published, put_topic, &t);
+	pr_buf_puts(b, "]");
+}
+
+static struct pr_buf status_of(struct relay *r)
+{
 	struct pr_buf b = { 0 };
 	struct pr_verdict v;
 	char ranges[24];
 
-	(void)req;
 	judge(r, &v);
 	(void)snprintf(ranges, sizeof(ranges), "%" PRId64, atomic_load(&r->ranges_ahead));
 	pr_buf_puts(&b, "{");
 	pr_put_text(&b, "name", r->conf->name);
 	pr_put_text(&b, "version", PR_VERSION);
 	put_checks(r, &b, &v);
+	pr_page_environment(&b, r->conf->environment.name, r->conf->environment.colour);
 	pr_put_bool(&b, "leader", pipe_state(&r->pipe) != PIPE_STANDBY);
 	pr_put_text(&b, "delivery", r->conf->delivery == PR_EXACTLY_ONCE ? "exactly_once" : "at_least_once");
 	pr_buf_printf(&b,
@@ -401,43 +479,46 @@ static void page_status(void *ctx, const struct pr_request *req, struct pr_respo
 		health_lag(r), pending(r), atomic_load(&r->in_flight), atomic_load(&r->published_events),
 		atomic_load(&r->parked_events), atomic_load(&r->parked_keys),
 		ranges[0] == '-' ? "null" : ranges);
+	pr_put_text(&b, "trend", pr_history_trend(r->history, HISTORY_LAG, TREND_S));
+	put_topics(r, &b);
 	put_waiting(r, &b);
 	pr_put_problems(&b, &r->board);
 	put_position(r, &b);
 	pr_buf_printf(&b, ",\"uptime_seconds\":%.0f,\"rates\":{\"events_per_second\":%.1f}}\n",
 		(double)(pr_mono_us() - r->started_us) / (double)PR_SEC, rate(r));
+	return b;
+}
+
+static void page_status(void *ctx, const struct pr_request *req, struct pr_response *resp)
+{
+	struct pr_buf b = status_of(ctx);
+
+	(void)req;
 	pr_respond(resp, &b);
 }
 
 static void page_root(void *ctx, const struct pr_request *req, struct pr_response *resp)
 {
 	struct relay *r = ctx;
-	struct pr_buf b = { 0 };
-	struct pr_verdict v;
+	struct pr_buf b = status_of(r);
 
 	(void)req;
-	judge(r, &v);
-	pr_html_begin(&b, "Outbox", r->conf->name, &v);
-	pr_html_row(&b, "Lag", "%.1f s", health_lag(r));
-	pr_html_row(&b, "Pending events", "%" PRIu64, pending(r));
-	pr_html_row(&b, "Published since the start", "%" PRIu64, atomic_load(&r->published_events));
-	pr_html_row(&b, "Parked keys", "%" PRIu64, atomic_load(&r->parked_keys));
-	pr_html_row(&b, "Events waiting for a topic", "%" PRIu64, atomic_load(&r->waiting_events));
-	pr_html_end(&b);
-	resp->content_type = "text/html; charset=utf-8";
-	pr_respond(resp, &b);
+	pr_page_own(resp, 1, &b, r->history);
 }
 
 int health_http(struct relay *r, struct pr_http **ret, struct pr_err *err)
 {
-	struct pr_http_opts opts = { .listen = r->conf->http.listen, .token = r->conf->http.token };
+	struct pr_http_opts opts = {
+		.listen = r->conf->http.listen, .token = r->conf->http.token, .tls = r->conf->http.tls
+	};
 	const struct pr_route routes[] = {
-		{ "GET", "/healthz", pr_page_healthz, r, 1 },
-		{ "GET", "/readyz", page_readyz, r, 1 },
-		{ "GET", "/metrics", page_metrics, r, 0 },
-		{ "GET", "/status.json", page_status, r, 0 },
-		{ "GET", "/", page_root, r, 0 },
-		{ NULL, NULL, NULL, NULL, 0 },
+		{ "GET", "/healthz", pr_page_healthz, r, 1, 0 },
+		{ "GET", "/readyz", page_readyz, r, 1, 0 },
+		{ "GET", "/metrics", page_metrics, r, 0, 0 },
+		{ "GET", "/status.json", page_status, r, 0, 0 },
+		{ "GET", "/history.json", pr_page_history, r->history, 0, 0 },
+		{ "GET", "/", page_root, r, 0, 0 },
+		{ 0 },
 	};
 
 	return pr_http_start(&opts, routes, ret, err);

@@ -3,6 +3,7 @@
 #include "relay/pipe.h"
 
 #include "lib/clock.h"
+#include "lib/pulse.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -38,14 +39,17 @@ static void tell(struct pipe *p)
 	(void)pthread_cond_broadcast(&p->changed);
 }
 
-/* Under the lock; 0 when the deadline has passed. */
+#define LOOK_US PR_SEC
+
+/* Under the lock; 0 when the deadline has passed. May return early: who waits for the other side looks up now
+ * and then, and so shows that it is alive. */
 static int wait_until(struct pipe *p, int64_t deadline_us)
 {
-	struct timespec ts = { .tv_sec = deadline_us / PR_SEC, .tv_nsec = (deadline_us % PR_SEC) * 1000 };
+	int64_t look = pr_mono_us() + LOOK_US, until = deadline_us < look ? deadline_us : look;
+	struct timespec ts = { .tv_sec = until / PR_SEC, .tv_nsec = (until % PR_SEC) * 1000 };
 
-	if (deadline_us == PR_FOREVER)
-		return pthread_cond_wait(&p->changed, &p->mutex) == 0;
-	return pthread_cond_timedwait(&p->changed, &p->mutex, &ts) == 0;
+	pr_pulse_wait(LOOK_US);
+	return pthread_cond_timedwait(&p->changed, &p->mutex, &ts) == 0 || until < deadline_us;
 }
 
 static void drop_queue(struct pipe *p)

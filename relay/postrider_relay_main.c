@@ -3,18 +3,13 @@
 #include "relay/relay.h"
 
 #include "lib/clock.h"
+#include "lib/daemon.h"
 #include "lib/log.h"
+#include "lib/notify.h"
 #include "lib/prog.h"
 
-#include <errno.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
-#include <sys/signalfd.h>
-#include <time.h>
 #include <unistd.h>
 
 /* jemalloc reads this before main: few arenas, and memory given back within seconds, so that the peak of a
@@ -71,13 +66,17 @@ static void relay_release(struct relay *r)
 	(void)close(r->wake_fd);
 }
 
-static void reload(struct relay *r)
+static void reload(struct relay *r, struct pr_http *http)
 {
 	struct pr_relay_conf fresh;
 	struct pr_conf *loaded;
 	enum pr_level level;
 	struct pr_err err;
 
+	if (pr_http_renew(http, &err) < 0) {
+		health_trouble(r, TROUBLE_RELOAD, &err);
+		return;
+	}
 	if (pr_prog_reload(&prog, &fresh, &loaded, &err) < 0) {
 		health_trouble(r, TROUBLE_RELOAD, &err);
 		return;
@@ -92,79 +91,91 @@ static void reload(struct relay *r)
 	pr_log(PR_INFO, "configuration reloaded");
 }
 
-/* Until a signal or a thread says stop. */
-static void serve(struct relay *r, int signal_fd)
+/* In how many milliseconds to be back. */
+static int tell(struct relay *r)
 {
-	struct pollfd fds[2] = { { .fd = signal_fd, .events = POLLIN },
-		{ .fd = r->wake_fd, .events = POLLIN } };
-	struct signalfd_siginfo info;
+	char sentence[400], hint[400];
+	const char *state = health_state(r, sentence, sizeof(sentence), hint, sizeof(hint));
+	int ms = pr_notify_turn(state, sentence), sample = health_sample(r);
+
+	return ms >= 0 && ms < sample ? ms : sample;
+}
+
+/* Until a signal or a thread says stop. */
+static void serve(struct relay *r, struct pr_http *http, int signal_fd)
+{
+	const char *name = "";
 
 	while (!atomic_load(&r->stopping)) {
-		(void)poll(fds, 2, -1);
-		if (read(signal_fd, &info, sizeof(info)) != (ssize_t)sizeof(info))
-			continue;
-		if (info.ssi_signo == SIGHUP) {
-			reload(r);
-			continue;
+		switch (pr_daemon_wait(signal_fd, r->wake_fd, tell(r), &name)) {
+		case PR_ORDER_RELOAD:
+			pr_notify_reloading();
+			reload(r, http);
+			pr_notify_ready();
+			break;
+		case PR_ORDER_STOP:
+			pr_log(PR_INFO, "draining", KS("signal", name));
+			relay_stop(r, PR_EX_OK);
+			break;
+		case PR_ORDER_NONE:
+			break;
 		}
-		pr_log(PR_INFO, "draining", KS("signal", info.ssi_signo == SIGTERM ? "TERM" : "INT"));
-		relay_stop(r, PR_EX_OK);
 	}
 }
 
-/* What does not end in time is left to the kernel: the position says exactly what is published. */
-static void join_by(pthread_t thread, const struct timespec *deadline, const char *name, int *ret_late)
+static void start(pthread_t *thread, const char *name, void *(*run)(void *), struct relay *r)
 {
-	if (pthread_timedjoin_np(thread, NULL, deadline) == 0)
+	struct pr_err err;
+
+	if (pr_thread_start(thread, name, run, r, &err) == 0)
 		return;
-	pr_log(PR_WARN, "did not drain in time", KS("thread", name));
-	*ret_late = 1;
-}
-
-static void start(pthread_t *thread, void *(*run)(void *), struct relay *r)
-{
-	if (pthread_create(thread, NULL, run, r) != 0) {
-		pr_log(PR_ERROR, "cannot start a thread");
-		_exit(PR_EX_UNAVAILABLE);
-	}
+	pr_log_err(PR_ERROR, "cannot go on", &err);
+	_exit(err.exit);
 }
 
 static int run(struct relay *r, int signal_fd)
 {
 	pthread_t reader, publisher, janitor, retention;
-	int late = 0, table = conf.source.engine == PR_ENGINE_TABLE;
-	struct timespec deadline;
+	int table = conf.source.engine == PR_ENGINE_TABLE;
+	struct pr_drain drain;
 	struct pr_http *http;
-	sigset_t all;
 	struct pr_err err;
 
 	if (health_http(r, &http, &err) < 0) {
 		pr_log_err(PR_ERROR, "cannot serve HTTP", &err);
 		return err.exit ? err.exit : PR_EX_UNAVAILABLE;
 	}
+	if (pr_tracer_start(&conf.tracing, NULL, r->m.registry, &r->tracer, &err) < 0) {
+		pr_log_err(PR_ERROR, "cannot trace", &err);
+		pr_http_stop(http);
+		return err.exit;
+	}
 	pr_log(PR_INFO, "relay started", KS("outbox", conf.name), KS("version", PR_VERSION),
 		KS("librdkafka", rd_kafka_version_str()), KI("http_port", pr_http_port(http)));
-	start(&reader, turn_thread, r);
-	start(&publisher, publish_thread, r);
+	start(&reader, "reader", turn_thread, r);
+	start(&publisher, "publisher", publish_thread, r);
 	if (table) {
-		start(&janitor, janitor_thread, r);
-		start(&retention, retention_thread, r);
+		start(&janitor, "janitor", janitor_thread, r);
+		start(&retention, "retention", retention_thread, r);
 	}
-	serve(r, signal_fd);
-	/* From here on the default action is back: a second signal ends us at once. */
-	(void)sigfillset(&all);
-	(void)pthread_sigmask(SIG_UNBLOCK, &all, NULL);
-	(void)clock_gettime(CLOCK_REALTIME, &deadline);
-	deadline.tv_sec += setting(&conf.drain_us) / PR_SEC + 1;
-	join_by(publisher, &deadline, "publisher", &late);
-	join_by(reader, &deadline, "reader", &late);
+	pr_notify_ready();
+	serve(r, http, signal_fd);
+	pr_notify_stopping(setting(&conf.drain_us) + PR_SEC + pr_tracer_budget_us(r->tracer));
+	/* What does not end in time is left to the kernel: the position says exactly what is published. */
+	pr_drain_begin(&drain, setting(&conf.drain_us) + PR_SEC);
+	pr_drain_join(&drain, publisher, "publisher");
+	pr_drain_join(&drain, reader, "reader");
 	if (table) {
-		join_by(janitor, &deadline, "janitor", &late);
-		join_by(retention, &deadline, "retention", &late);
+		pr_drain_join(&drain, janitor, "janitor");
+		pr_drain_join(&drain, retention, "retention");
 	}
+	if (!drain.late && pr_tracer_stop(r->tracer) < 0)
+		pr_drain_late(&drain, "tracing");
 	pr_http_stop(http);
+	if (drain.late)
+		pr_log(PR_WARN, "did not drain in time", KS("threads", drain.names));
 	pr_log(PR_INFO, "relay stopped", KI("exit", atomic_load(&r->exit_code)));
-	if (late)
+	if (drain.late)
 		_exit(atomic_load(&r->exit_code));
 	return atomic_load(&r->exit_code);
 }
@@ -173,20 +184,18 @@ int main(int argc, char **argv)
 {
 	struct pr_conf *loaded;
 	enum pr_level level;
-	sigset_t set;
+	struct pr_err err;
 	int rc, signal_fd;
 
 	rc = pr_prog_start(&prog, argc, argv, &loaded);
 	if (rc != 0)
 		return rc - 1;
-	(void)signal(SIGPIPE, SIG_IGN);
-	(void)setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }); /* secrets are in memory */
-	(void)sigemptyset(&set);
-	(void)sigaddset(&set, SIGTERM);
-	(void)sigaddset(&set, SIGINT);
-	(void)sigaddset(&set, SIGHUP);
-	(void)pthread_sigmask(SIG_BLOCK, &set, NULL);
-	signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	pr_notify_begin();
+	signal_fd = pr_daemon_signals(&err);
+	if (signal_fd < 0) {
+		pr_log_err(PR_ERROR, "cannot start", &err);
+		return err.exit;
+	}
 	if (pr_level_parse(conf.log_level, &level) == 0)
 		pr_log_level(level);
 	relay_init(&relay);

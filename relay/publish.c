@@ -10,6 +10,7 @@
 #include "lib/clock.h"
 #include "lib/fault.h"
 #include "lib/log.h"
+#include "lib/pulse.h"
 
 #include <inttypes.h>
 #include <poll.h>
@@ -25,6 +26,12 @@ static void wait_us(struct publisher *p, int64_t us)
 	struct pollfd wake = { .fd = p->r->wake_fd, .events = POLLIN };
 
 	(void)poll(&wake, 1, (int)(us / 1000) + 1);
+}
+
+/* One step of a session or a shipment asks Kafka a few times, each within kafka.timeout. */
+static void alive(const struct publisher *p)
+{
+	pr_pulse("publisher", 4 * p->r->conf->kafka.timeout_us);
 }
 
 static int timeout_ms(const struct publisher *p)
@@ -87,7 +94,7 @@ static int open_producer(struct publisher *p, struct pr_err *err)
 	if (p->exactly_once) {
 		prop(&ps, "transactional.id", p->transactional_id);
 		prop_number(&ps, "transaction.timeout.ms", timeout_ms(p) < 1000 ? 1000 : timeout_ms(p));
-		prop(&ps, "delivery.report.only.error", "true");
+		prop(&ps, "delivery.report.only.error", p->r->tracer ? "false" : "true");
 	} else {
 		prop(&ps, "message.timeout.ms", "0");
 		/* Else what is queued behind a refused batch goes out before we hear of it, and overtakes it.
@@ -106,21 +113,20 @@ static int open_producer(struct publisher *p, struct pr_err *err)
 /* In pieces, so that a stop is noticed: the call goes on where the last one gave up. */
 static int init_transactions(struct publisher *p, struct pr_err *err)
 {
-	int64_t give_up = pr_mono_us() + p->r->conf->kafka.timeout_us;
+	int64_t since = pr_mono_us(), give_up = since + p->r->conf->kafka.timeout_us;
+	rd_kafka_resp_err_t code;
 	rd_kafka_error_t *error;
-	char last[256];
 
 	while ((error = rd_kafka_init_transactions(p->rk, 500))) {
-		if (!rd_kafka_error_is_retriable(error) || pr_mono_us() > give_up ||
-			!pipe_is(&p->r->pipe, p->generation)) {
-			if (pr_kafka_take(error, err, "init transactions") == 0)
-				return 0;
-			pr_kafka_last_words(last, sizeof(last));
-			if (last[0])
-				(void)pr_hint(err, "last word of the client: %s", last);
-			return -1;
-		}
+		(void)rd_kafka_poll(p->rk, 0); /* what the client has to say */
+		if (!rd_kafka_error_is_retriable(error) || !pipe_is(&p->r->pipe, p->generation))
+			return pr_kafka_take(error, err, "init transactions");
+		code = rd_kafka_error_code(error);
 		rd_kafka_error_destroy(error);
+		if (pr_mono_us() > give_up)
+			return pr_kafka_silent(since, "no broker began a transaction", code, err);
+		if (pr_mono_us() - since > PR_SEC && pr_kafka_refusal(since, err) < 0)
+			return -1;
 	}
 	return 0;
 }
@@ -193,8 +199,10 @@ static int open_session(struct publisher *p, const struct identity *who, struct 
 {
 	memset(&p->failure, 0, sizeof(p->failure));
 	(void)hold_failed(p->hold);
+	alive(p);
 	if (open_producer(p, err) < 0 || (p->exactly_once && init_transactions(p, err) < 0))
 		return -1;
+	alive(p);
 	if (read_position(p, who, err) < 0)
 		return -1;
 	if (p->r->conf->source.engine == PR_ENGINE_TABLE && hold_load(p->hold, &p->committed, err) < 0)
@@ -525,6 +533,7 @@ static void stream(struct publisher *p)
 	int rc = 0;
 
 	while (rc >= 0 && pipe_is(&p->r->pipe, p->generation)) {
+		alive(p);
 		if (atomic_load(&p->r->paused)) {
 			rc = p->exactly_once
 				     ? 0
@@ -588,6 +597,7 @@ void *publish_thread(void *ctx)
 
 	publisher_init(&p, r);
 	while (!atomic_load(&r->stopping)) {
+		alive(&p);
 		p.generation = pipe_wait_lead(&r->pipe, PR_FOREVER, &who);
 		if (!p.generation)
 			break;

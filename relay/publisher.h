@@ -1,5 +1,6 @@
 /* relay/publisher.h -- the publisher thread's own state, shared by publish.c (sessions and failures),
- * ship.c (one event) and ship_eo.c / ship_alo.c (one shipment in either mode). */
+ * ship.c (one event), spans.c (what is traced of it) and ship_eo.c / ship_alo.c (one shipment in either
+ * mode). */
 #ifndef RELAY_PUBLISHER_H
 #define RELAY_PUBLISHER_H
 
@@ -56,6 +57,9 @@ struct publisher {
 	struct failure condemned; /* park it when it comes by */
 	int64_t batch_size;       /* bytes of a produce batch: no topic's limit may be smaller */
 
+	struct pr_span *spans; /* exactly_once: of the open transaction's events that are on their topics */
+	size_t spans_n, spans_cap;
+
 	struct release releasing;
 	size_t release_limit;
 	struct topic *look_next; /* whose turn it is to be asked about */
@@ -78,12 +82,20 @@ int ship_fill(struct publisher *p, int64_t deadline_us, struct pr_err *err) PR_M
 int ship_position(struct publisher *p, const struct pr_position *position, struct pr_err *err) PR_MUSTCHECK;
 /* The position after everything taken: fills *ret from committed (or settled). */
 void ship_taken(const struct publisher *p, struct pr_position *ret);
-/* Counts b's first k events as acknowledged, from event `from` on. */
-void ship_acknowledged(struct publisher *p, const struct batch *b, size_t from, size_t k);
+/* b's first k events are acknowledged: counts those that were not counted yet. A batch goes in parts when a
+ * shipment ends in its middle, and the session may end before the rest of it goes. */
+void ship_acknowledged(struct publisher *p, struct batch *b, size_t k);
 void ship_new_shipment(struct publisher *p); /* forgets which topics the last one was for */
 void ship_report(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque); /* delivery report callback */
 void ship_drop(struct publisher *p); /* frees what was taken: only when no producer knows of it any more */
 void ship_oldest(struct publisher *p);
+
+/* spans.c */
+void spans_choose(
+	const struct publisher *p, struct event *e); /* before it is produced: whether it is traced */
+void spans_delivered(struct publisher *p, const struct event *e, const rd_kafka_message_t *m);
+void spans_committed(struct publisher *p); /* exactly_once: of the transaction that was */
+void spans_forget(struct publisher *p);    /* ... that was not */
 
 /* ship_eo.c, ship_alo.c: one round of the loop. 1: something went, 0: nothing to do, -1: the session is over.
  */

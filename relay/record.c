@@ -2,6 +2,7 @@
 #include "relay/record.h"
 
 #include "lib/clock.h"
+#include "lib/traceparent.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -75,36 +76,18 @@ static const char *behind_key(const char *s, const char *end)
 	return s;
 }
 
-/* n lower-case hex digits; all zero is no id. */
-static int is_hex(const char *s, size_t n, int may_be_zero)
+/* A W3C traceparent; anything else is not passed on. */
+struct span record_traceparent(const struct event *e)
 {
-	size_t zeros = 0;
+	const char *end = e->trace.s ? e->trace.s + e->trace.n : NULL;
+	const char *s = e->trace.s ? behind_key(e->trace.s, end) : NULL;
+	struct pr_trace ignored;
 
-	for (size_t i = 0; i < n; i++) {
-		if (!((s[i] >= '0' && s[i] <= '9') || (s[i] >= 'a' && s[i] <= 'f')))
-			return 0;
-		zeros += s[i] == '0';
-	}
-	return may_be_zero || zeros < n;
-}
-
-/* A W3C traceparent, xx-<32 hex>-<16 hex>-<2 hex>; anything else is not passed on. */
-static struct span traceparent(const struct span *trace)
-{
-	struct span found = { NULL, 0 };
-	const char *end = trace->s ? trace->s + trace->n : NULL;
-	const char *s = trace->s ? behind_key(trace->s, end) : NULL;
-
-	if (!s || end - s < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-')
-		return found;
-	if (end - s > 55 && s[55] != '\n' && s[55] != '\r')
-		return found;
-	if (!is_hex(s, 2, 1) || memcmp(s, "ff", 2) == 0 || !is_hex(s + 3, 32, 0) || !is_hex(s + 36, 16, 0) ||
-		!is_hex(s + 53, 2, 1))
-		return found;
-	found.s = s;
-	found.n = 55;
-	return found;
+	if (!s || end - s < PR_TRACEPARENT_LEN ||
+		(end - s > PR_TRACEPARENT_LEN && s[55] != '\n' && s[55] != '\r') ||
+		pr_traceparent_read(s, PR_TRACEPARENT_LEN, &ignored) < 0)
+		return (struct span){ NULL, 0 };
+	return (struct span){ s, PR_TRACEPARENT_LEN };
 }
 
 static int add_own(
@@ -124,7 +107,7 @@ static void add(rd_kafka_headers_t *headers, const char *name, size_t name_len, 
 static rd_kafka_headers_t *make_headers(struct record_maker *m, const struct event *e)
 {
 	rd_kafka_headers_t *headers = rd_kafka_headers_new(8);
-	struct span trace = traceparent(&e->trace);
+	struct span trace = record_traceparent(e);
 	char buf[48];
 
 	uuid_text(e->id, buf);

@@ -20,6 +20,9 @@ void record_maker_release(struct record_maker *m);
 rd_kafka_resp_err_t record_produce(
 	struct record_maker *m, rd_kafka_t *rk, const struct topic *topic, struct event *e, void *opaque);
 
+/* The row's traceparent, bare or in Debezium's properties; s NULL: it has none that is one. */
+struct span record_traceparent(const struct event *e);
+
 /* What a broker counts against max.message.bytes, about: payload, key, headers, framing. */
 size_t record_size(const struct event *e);
 

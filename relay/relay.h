@@ -50,7 +50,8 @@ struct relay {
 	atomic_int exit_code; /* set before stopping when we must not go on */
 
 	struct relay_metrics m;
-	int64_t started_us; /* monotonic */
+	struct pr_tracer *tracer; /* NULL: nothing is traced */
+	int64_t started_us;       /* monotonic */
 
 	/* reader -> everybody */
 	atomic_int standby; /* another relay holds the lock */
@@ -75,6 +76,7 @@ struct relay {
 	_Atomic uint64_t request;            /* outbox.relay.request as last seen */
 
 	struct pr_board board; /* enum trouble */
+	struct pr_history *history;
 
 	pthread_mutex_t mutex; /* of what follows */
 	struct pr_position committed;
@@ -104,6 +106,7 @@ void health_committed(struct relay *r, const struct pr_position *position);
 void health_committed_unknown(struct relay *r);
 int health_http(struct relay *r, struct pr_http **ret, struct pr_err *err) PR_MUSTCHECK;
 double health_lag(struct relay *r); /* seconds */
+int health_sample(struct relay *r); /* takes the history's next sample when it is due; ms until the next */
 const char *health_state(struct relay *r, char *sentence, size_t sentence_n, char *hint, size_t hint_n);
 
 /* Ends the process with this code, from any thread; the first one wins. */

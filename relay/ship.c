@@ -41,6 +41,8 @@ void ship_report(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque)
 	}
 	if (m->err)
 		note(p, m->err, e->seq, topics_of(p->topics, e, NULL));
+	else if (e->traced)
+		spans_delivered(p, e, m);
 	if (p->exactly_once)
 		return;
 	if (!m->err && e->opens && e->on) {
@@ -197,6 +199,7 @@ static int send_event(struct publisher *p, struct topic *topic, struct event *e,
 	if (wait_for_first(p, topic, e, &first, err) < 0)
 		return -1;
 	e->opens = first + 1; /* before its report may come */
+	spans_choose(p, e);
 	if (produce(p, topic, e, &code) < 0)
 		return pr_fail(err, PR_RETRY, "the producer's queue stayed full for kafka.timeout");
 	if (code && pr_kafka_kind(code) == PR_REJECT)
@@ -392,14 +395,14 @@ int ship_position(struct publisher *p, const struct pr_position *position, struc
 	return 0;
 }
 
-void ship_acknowledged(struct publisher *p, const struct batch *b, size_t from, size_t k)
+void ship_acknowledged(struct publisher *p, struct batch *b, size_t k)
 {
 	int64_t now = pr_wall_us() + atomic_load(&source_clock_skew_us);
 	uint64_t published = 0;
 	double seconds;
 
-	for (size_t i = from; i < k; i++) {
-		const struct event *e = &b->ev[i];
+	for (; b->counted < k; b->counted++) {
+		const struct event *e = &b->ev[b->counted];
 
 		if (!e->on)
 			continue; /* held back, or foreign */
@@ -433,6 +436,7 @@ void ship_drop(struct publisher *p)
 	p->current = NULL;
 	p->offset = 0;
 	p->events = p->bytes = 0;
+	spans_forget(p);
 	ship_oldest(p);
 }
 

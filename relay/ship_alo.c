@@ -26,11 +26,9 @@ static void settle_prefix(struct publisher *p)
 		p->open = b->next;
 		if (!p->open)
 			p->open_tail = &p->open;
-		if (b->n > 0) {
-			batch_position(b, b->n, &p->settled);
-			p->settled_dirty = 1;
-		}
-		ship_acknowledged(p, b, 0, b->n);
+		batch_position(b, b->n, &p->settled); /* one without events says that a turn is over */
+		p->settled_dirty = 1;
+		ship_acknowledged(p, b, b->n);
 		if (b->outstanding == 0)
 			batch_free(b);
 	}
@@ -38,6 +36,7 @@ static void settle_prefix(struct publisher *p)
 		p->settled.seq != p->current->ev[p->offset - 1].seq) {
 		batch_position(p->current, p->offset, &p->settled);
 		p->settled_dirty = 1;
+		ship_acknowledged(p, p->current, p->offset);
 	}
 	ship_oldest(p);
 }
@@ -147,7 +146,7 @@ int ship_release_window(struct publisher *p, struct pr_err *err)
 	if (hold_flush(p->hold, err) < 0) /* events of a waiting topic that it refuses */
 		return -1;
 	ship_new_shipment(p);
-	ship_acknowledged(p, b, 0, b->n);
+	ship_acknowledged(p, b, b->n);
 	/* If we die here, the rows are published but still held: they will be published again. */
 	FAULT(released_before_forgotten_alo);
 	return hold_released(p->hold, &p->releasing, err);

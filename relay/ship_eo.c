@@ -49,6 +49,7 @@ static int commit_with(struct publisher *p, const struct pr_position *position, 
 		return -1;
 	/* If we die here, everything is published, and the position in the same transaction says so. */
 	FAULT(committed_before_accounting);
+	spans_committed(p);
 	return 0;
 }
 
@@ -61,9 +62,11 @@ static void account(struct publisher *p)
 	ship_new_shipment(p);
 	while ((b = p->open)) {
 		p->open = b->next;
-		ship_acknowledged(p, b, 0, b->n);
+		ship_acknowledged(p, b, b->n);
 		batch_free(b);
 	}
+	if (p->current)
+		ship_acknowledged(p, p->current, p->offset);
 	p->open_tail = &p->open;
 	p->events = p->bytes = 0;
 	ship_oldest(p);
@@ -86,7 +89,6 @@ static void let_markers_settle(const struct publisher *p)
 		(void)ppoll(&wake, 1, &ts, NULL);
 }
 
-/* Counting is cheap and exact enough: a batch cut by isolation counts once, when it is whole. */
 int ship_transaction(struct publisher *p, struct pr_err *err)
 {
 	struct pr_position next = { 0 };
@@ -169,7 +171,7 @@ int ship_release_transaction(struct publisher *p, struct pr_err *err)
 		pr_position_copy(&p->committed, &next);
 		topics_opened(p->topics);
 		ship_new_shipment(p);
-		ship_acknowledged(p, b, 0, b->n);
+		ship_acknowledged(p, b, b->n);
 		p->events = p->bytes = 0;
 	}
 	/* If we die here, the rows are published but still held: the position names them, and the next

@@ -13,8 +13,8 @@ struct source {
 	const struct pr_relay_conf *conf;
 	struct turn *turn;
 	int64_t seq;
-	char row[512]; /* a COPY BINARY row; seq and key are written over */
-	size_t len, seq_at, key_at;
+	char row[512]; /* a COPY BINARY row; seq, id and key are written over */
+	size_t len, seq_at, id_at, key_at;
 };
 
 static void put_raw(struct source *s, const void *p, size_t n)
@@ -46,6 +46,7 @@ static void make_row(struct source *s)
 	s->seq_at = s->len + 4;
 	put_field(s, zeros, 8); /* seq */
 	put_field(s, zeros, 8); /* xid */
+	s->id_at = s->len + 4;
 	put_field(s, zeros, 16);
 	put_field(s, zeros, 8); /* created_at */
 	put_field(s, "null", 4);
@@ -119,6 +120,7 @@ static int null_next(struct source *s, int (*put)(void *ctx, struct batch *b), v
 	for (int i = 0; i < PIECE; i++) {
 		be = htobe64((uint64_t)++s->seq);
 		memcpy(s->row + s->seq_at, &be, 8);
+		memcpy(s->row + s->id_at + 8, &be, 8);
 		(void)snprintf(s->row + s->key_at, 8, "%07d", (int)(s->seq % 10000));
 		row = pr_malloc(s->len);
 		memcpy(row, s->row, s->len);

@@ -54,6 +54,7 @@ struct source {
 	uint64_t barrier; /* WAL position to be flushed; 0 once it is */
 	size_t piece;     /* rows the next statement may return */
 	int64_t idle_us;
+	int64_t turn_us;    /* when the turn began */
 	struct batch *held; /* the slice being filled */
 	int put_any;        /* a batch of this turn has gone to the pipe */
 };
@@ -498,6 +499,7 @@ static int begin_turn(struct source *s, struct pr_err *err)
 		finish_turn(s);
 		return 0;
 	}
+	s->turn_us = pr_mono_us();
 	return 1;
 }
 
@@ -777,6 +779,14 @@ static int wait_a_moment(struct source *s, struct pr_err *err)
 	return pr_pg_idle(s->control, s->idle_us, err) < 0 ? -1 : 0;
 }
 
+/* After a turn that found events. What one left behind because it was long does not wait: it ended late. */
+static int gather(struct source *s, struct pr_err *err)
+{
+	int64_t left = s->turn_us + setting(&s->conf->limits.gather_us) - pr_mono_us();
+
+	return left > 0 && pr_pg_idle(s->control, left, err) < 0 ? -1 : 0;
+}
+
 static int is_timeout(const struct pr_err *err)
 {
 	return strcmp(err->code, "57014") == 0 || strcmp(err->code, "timeout") == 0;
@@ -816,8 +826,8 @@ static int table_next(struct source *s, put_fn put, void *ctx, struct pr_err *er
 		finish_turn(s);
 	if (r.rows > 0)
 		s->idle_us = 0;
-	else if (over)
-		return wait_a_moment(s, err);
+	if (over)
+		return r.rows > 0 ? gather(s, err) : wait_a_moment(s, err);
 	return 1;
 }
 

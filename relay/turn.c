@@ -4,6 +4,7 @@
 
 #include "lib/clock.h"
 #include "lib/log.h"
+#include "lib/pulse.h"
 
 #include <poll.h>
 
@@ -64,6 +65,7 @@ static int stream(struct reader *rd, const struct identity *who, struct pr_err *
 		(void)pr_fail(err, PR_RETRY, "reset");
 	pr_position_release(&start);
 	while (rc == 0) {
+		pr_pulse("reader", r->conf->source.timeout_us);
 		if (pipe_wait_room(&r->pipe, rd->generation, r->ops->piece(rd->source), PR_FOREVER) < 0)
 			return pr_fail(err, PR_RETRY, "reset");
 		if (r->ops->next(rd->source, put, rd, err) < 0)
@@ -98,6 +100,7 @@ void *turn_thread(void *ctx)
 
 	rd.source = r->ops->new (r->conf, r->wake_fd);
 	while (!atomic_load(&r->stopping)) {
+		pr_pulse("reader", r->conf->source.timeout_us);
 		leads = r->ops->open(rd.source, &who, &err);
 		if (leads == 0) {
 			stand_by(&rd);

@@ -2,6 +2,7 @@
 #include "relay/worker.h"
 
 #include "lib/clock.h"
+#include "lib/pulse.h"
 
 #include <poll.h>
 #include <stdlib.h>
@@ -61,6 +62,7 @@ void worker_run(struct worker *w, int (*round)(struct worker *w, struct pr_err *
 	struct pr_err err;
 
 	while (!atomic_load(&w->r->stopping)) {
+		pr_pulse(w->role, w->every_us);
 		wait_us = 0;
 		if (session_open(&w->pg, w->r->conf, w->role, w->r->wake_fd, &err) == 0 &&
 			round(w, &err) == 0) {

@@ -24,6 +24,26 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "asan: run again with the AddressSanitizer build")
     config.addinivalue_line("markers", "tsan: run again with the ThreadSanitizer build")
     config.addinivalue_line("markers", "slow: takes more than 20 s")
+    config.addinivalue_line("markers", "rivals: beside another system; RIVALS=1 only; make check-rivals")
+    config.addinivalue_line("markers", "systems: needs all services at once; make check-systems")
+
+
+# Side by side (-n), whoever is free takes the next file: those that take longest go first.
+LONG = ("test_alerts", "test_saga_faults", "test_schedules", "test_saga_walk", "test_poison", "test_breaks", "test_cli", "test_kill", "test_consumer_poison",
+        "test_inbox_sql", "test_consumer_review", "test_consumer_health", "test_torture", "test_sink_torture", "test_cli_dlq",
+        "test_consumer_ledger", "test_consumer_members", "test_consumer_lanes", "test_holdings", "test_consumer_database")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "stack" in item.fixturenames:
+            item.add_marker("systems")
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+def pytest_unconfigure():
+    servers.stop_all()  # a worker of xdist ends without atexit
 
 
 def _unique(request, prefix):
@@ -47,6 +67,27 @@ def kafka():
     k = servers.Kafka(quick=True).start().warm()
     yield k
     k.kill()
+
+
+@pytest.fixture(scope="session")
+def redis():
+    """A Redis for all tests that do not break it; what others left in it is there: redis.flush()."""
+    r = servers.Redis().start()
+    yield r
+    r.stop()
+
+
+@pytest.fixture
+def own_redis():
+    """Starts Redis servers a test may stop, kill or freeze: own_redis(persist=...)."""
+    started = []
+
+    def make(**kw):
+        started.append(servers.Redis(**kw).start())
+        return started[-1]
+    yield make
+    for r in started:
+        r.kill()
 
 
 @pytest.fixture
@@ -88,10 +129,11 @@ def empty_db(request, pg_server):
 
 
 @pytest.fixture
-def db(empty_db):
-    """A fresh database with schema outbox."""
-    servers.Cli().run("init", "--conninfo", empty_db.conninfo, check=True)
-    return empty_db
+def db(request, pg_server):
+    """A fresh database with our schemas."""
+    db = pg_server.createdb(_unique(request, "t_")[:60], schema=True)
+    yield db
+    db.drop()
 
 
 @pytest.fixture
@@ -130,8 +172,10 @@ def cli():
 def pytest_runtest_makereport(item, call):
     """A failed test shows the end of its relays' logs."""
     report = (yield).get_result()
+    if report.when == "call":
+        item.failed = report.failed
     if report.when != "call" or not report.failed:
         return
     for server in servers._alive:
-        if server.log and not isinstance(server, servers.Postgres):
+        if server.log and not isinstance(server, servers.Postgres) and server.has_to_say():
             report.sections.append((f"log of {server.name}", servers.tail(server.log, 40)))

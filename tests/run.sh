@@ -1,11 +1,16 @@
 #!/bin/sh
-# tests/run.sh all|unit|e2e|fault|fuzz -- builds what the group needs, runs it, sums up.
+# tests/run.sh all|unit|e2e|fault|fuzz|systems -- builds what the group needs, runs it, sums up.
 #
 #   unit   cmocka programs of tests/unit, plain and under ASan + UBSan, with a private Postgres
 #   fuzz   tests/fuzz: corpus replayed, then FUZZ_SECONDS (10; 5 in `all`) of fuzzing per target
 #   e2e    pytest tests/e2e; again those marked asan and tsan with these builds
 #   fault  pytest tests/fault; again those marked asan
-#   all    lint and all of them
+#   systems  what has all services up (some thirty processes): flows, the page, races; one after the other
+#   all    lint and all of them; systems at the end, when nothing else runs
+#
+# Most of a test is waiting, so WORKERS (twice the cores, 8 at most) of pytest work side by side, each with
+# servers of its own, a file at a time (pytest-xdist; without it one after the other). In `all` what needs
+# no servers, and the sanitizers', runs beside them; its output comes whole, at the end.
 #
 # A fuzz target that needs more than lib/ names its sources in a line "links: relay/x.c ...".
 # One line per group, then "N passed, N failed" alone; the exit status is 0 when none failed.
@@ -16,17 +21,19 @@ unset MAKEFLAGS MFLAGS MAKELEVEL
 PYTHON=${PYTHON:-/usr/bin/python3}
 PYTEST=${PYTEST:-$PYTHON -B -m pytest -p no:cacheprovider}
 JOBS=${JOBS:-2}
+WORKERS=${WORKERS:-$(nproc | awk '{ n = 2 * $1; print (n > 8 ? 8 : n) }')}
 LOGS=build/check
 export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=1:abort_on_error=0}"
 export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1}"
 export TSAN_OPTIONS="${TSAN_OPTIONS:-halt_on_error=1:suppressions=$PWD/tests/support/tsan.supp}"
 what=${1-}
 case $what in
-all | unit | e2e | fault | fuzz) ;;
-*) echo "usage: $0 all|unit|e2e|fault|fuzz" >&2; exit 2 ;;
+all | unit | e2e | fault | fuzz | systems) ;;
+*) echo "usage: $0 all|unit|e2e|fault|fuzz|systems" >&2; exit 2 ;;
 esac
 mkdir -p $LOGS
 started=$(date +%s)
+"$PYTHON" -c 'import xdist' 2>/dev/null || WORKERS=1
 
 # One group's line: group NAME PASSED FAILED SKIPPED SINCE
 group() {
@@ -89,9 +96,10 @@ run_unit() {
 	done
 }
 
-# pytest_group NAME VARIANT MAY_BE_EMPTY ARGUMENTS...
+# pytest_group NAME VARIANT WORKERS MAY_BE_EMPTY ARGUMENTS...
 pytest_group() {
-	name=$1 variant=$2 may_be_empty=$3; shift 3
+	name=$1 variant=$2 workers=$3 may_be_empty=$4; shift 4
+	[ "$workers" -le 1 ] || set -- -n "$workers" --dist loadfile "$@"
 	since=$(date +%s)
 	log=$LOGS/$(echo "$name" | tr ' ' -).log
 	{ POSTRIDER_VARIANT=$variant $PYTEST -q -rfE --timeout "${TEST_TIMEOUT:-240}" "$@" </dev/null 2>&1; echo $? >"$log.rc"; } |
@@ -113,21 +121,21 @@ run_e2e() {
 	build test all
 	build asan all
 	build tsan all
-	# The demonstration is mostly waiting for its own pace: it may do so beside the others.
-	pytest_group 'e2e demo' test no tests/e2e/test_demo.py >$LOGS/demo.out 2>&1 &
-	demo=$!
-	pytest_group e2e test no tests/e2e --ignore tests/e2e/test_demo.py
-	wait $demo
-	cat $LOGS/demo.out
-	pytest_group 'e2e asan' asan yes -m asan tests/e2e
-	pytest_group 'e2e tsan' tsan yes -m tsan tests/e2e tests/fault
+	pytest_group e2e test "$WORKERS" no -m 'not systems' tests/e2e
+	pytest_group 'e2e asan' asan 2 yes -m asan tests/e2e
+	pytest_group 'e2e tsan' tsan 2 yes -m tsan tests/e2e tests/fault
 }
 
 run_fault() {
 	build test all
 	build asan all
-	pytest_group fault test no tests/fault
-	pytest_group 'fault asan' asan yes -m asan tests/fault
+	pytest_group fault test "$WORKERS" no -m 'not systems' tests/fault
+	pytest_group 'fault asan' asan 2 yes -m asan tests/fault
+}
+
+run_systems() {
+	build test all
+	pytest_group systems test 1 no -m systems tests/e2e tests/fault
 }
 
 FUZZ_FLAGS="-std=gnu11 -D_GNU_SOURCE -DPR_TEST=1 -DPR_VERSION=\"fuzz\" -I. -Ibuild/gen -g -O1 -fno-omit-frame-pointer"
@@ -152,7 +160,7 @@ fuzz_build() {
 	for source in $sources; do objects="$objects build/fuzz/obj/$(echo "$source" | tr / _).o"; done
 	# shellcheck disable=SC2086
 	$fuzz_cc $FUZZ_FLAGS $fuzz_link "$1" $objects -o "$2" \
-		$(pkg-config --cflags --libs libpq rdkafka libconfig libmicrohttpd libcjson libcurl libzstd libcrypto libxxhash) -lpthread -lm
+		$(pkg-config --cflags --libs libpq rdkafka libconfig libmicrohttpd gnutls libcjson libcurl libzstd libcrypto libsodium libxxhash) -lpthread -lm
 }
 
 # fuzz_run NAME LOG COMMAND...: counts one pass or failure.
@@ -213,18 +221,34 @@ run_lint() {
 	group lint "${p:-0}" "${f:-1}" "${s:-0}" "$since"
 }
 
-fuzz_seconds=${FUZZ_SECONDS:-10}
-case $what in
-all)
-	fuzz_seconds=${FUZZ_SECONDS:-5}
+# What runs beside the tests with servers.
+run_beside() {
 	run_lint
 	run_unit
 	run_fuzz
-	run_e2e
-	run_fault
-	;;
-*) "run_$what" ;;
-esac
+	pytest_group asan asan 1 yes -m asan tests/e2e tests/fault
+	pytest_group tsan tsan 1 yes -m tsan tests/e2e tests/fault
+}
+
+# One crew of workers for both, for the servers of a worker are the dearest of all.
+run_all() {
+	fuzz_seconds=${FUZZ_SECONDS:-5}
+	build plain all unit-programs
+	build test all
+	build asan all unit-programs
+	build tsan all
+	run_beside >$LOGS/beside.out 2>&1 &
+	beside=$!
+	trap 'kill $beside 2>/dev/null' EXIT
+	pytest_group 'e2e and fault' test "$WORKERS" no -m 'not systems' tests/e2e tests/fault
+	wait $beside
+	trap - EXIT
+	cat $LOGS/beside.out
+	run_systems
+}
+
+fuzz_seconds=${FUZZ_SECONDS:-10}
+"run_$what"
 
 echo
 echo "---- $what: $(($(date +%s) - started)) s"

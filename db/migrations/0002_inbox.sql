@@ -163,6 +163,8 @@ CREATE TABLE inbox.parked (
 	requested_at timestamptz,
 	requested_by text,
 	dead_letter bigint,
+	begun integer NOT NULL DEFAULT 0,
+	batch integer NOT NULL DEFAULT 0,
 	CHECK (blocking OR due_at IS NOT NULL)
 );
 CREATE UNIQUE INDEX parked_place ON inbox.parked ("group", topic, partition, message_offset) WHERE blocking;
@@ -174,6 +176,8 @@ COMMENT ON COLUMN inbox.parked.lane_hash IS 'it belongs to lane (lane_hash & 214
 COMMENT ON COLUMN inbox.parked.due_at IS 'when it is tried next; NULL: it waits behind another of its key';
 COMMENT ON COLUMN inbox.parked.failed_at IS 'when a try that was counted before failed and said so; NULL: none since it is here';
 COMMENT ON COLUMN inbox.parked.dead_letter IS 'the dead letter it is another try of';
+COMMENT ON COLUMN inbox.parked.begun IS 'so many tries were begun and have not ended: they took the process along, or it is under way';
+COMMENT ON COLUMN inbox.parked.batch IS 'messages of these tries: it and those behind it';
 
 CREATE TABLE inbox.dead_letter (
 	entry bigserial PRIMARY KEY,
@@ -246,10 +250,13 @@ CREATE TABLE inbox.replay_part (
 	next_offset bigint NOT NULL,
 	handled bigint NOT NULL DEFAULT 0,
 	duplicates bigint NOT NULL DEFAULT 0,
+	begun integer NOT NULL DEFAULT 0,
 	PRIMARY KEY (job, topic, partition),
 	CHECK (to_offset >= from_offset)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE inbox.replay_part IS 'from_offset <= offset < to_offset is read again; everything below next_offset was';
+COMMENT ON COLUMN inbox.replay_part.begun IS
+	'so often was it begun from next_offset on, and has not got on: it took the process along, or is under way';
 
 -- ---------------------------------------------------------------- errors
 
@@ -646,19 +653,22 @@ BEGIN
 END
 $$;
 
--- Takes a message out; error PRF01 when it is gone. The next of its key becomes due: its entry is
--- returned, NULL when there is none.
-CREATE FUNCTION inbox.unpark(entry bigint) RETURNS bigint
+-- Takes messages of one key out, from its head on; error PRF01 when one is gone. The next of the key becomes due:
+-- its entry is returned, NULL when there is none.
+CREATE FUNCTION inbox.unpark(entries bigint[]) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	gone record;
 	follower bigint;
+	deleted bigint;
 BEGIN
-	DELETE FROM inbox.parked AS p WHERE p.entry = unpark.entry
-	RETURNING p."group", p.topic, p.partition, p.key_bytes, p.blocking INTO gone;
-	IF NOT FOUND THEN
-		PERFORM inbox.gone('parked message', unpark.entry);
+	SELECT p."group", p.topic, p.partition, p.key_bytes, p.blocking INTO gone FROM inbox.parked AS p
+	WHERE p.entry = entries[1];
+	DELETE FROM inbox.parked AS p WHERE p.entry = ANY (entries);
+	GET DIAGNOSTICS deleted = ROW_COUNT;
+	IF deleted IS DISTINCT FROM cardinality(entries) THEN
+		PERFORM inbox.gone('parked message', entries[1]);
 	END IF;
 	IF gone.blocking AND gone.key_bytes IS NOT NULL THEN
 		SELECT p.entry INTO follower FROM inbox.parked AS p
@@ -672,14 +682,54 @@ BEGIN
 END
 $$;
 
--- A parked message failed again, or is about to be tried. Error PRF01 when it is gone. Who asked to skip it meanwhile is
--- not forgotten.
+CREATE FUNCTION inbox.unpark(entry bigint) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	RETURN inbox.unpark(ARRAY[entry]);
+END
+$$;
+
+-- Counts a try of a parked message and of the batch - 1 behind it, before it is made; in a transaction of its own, whose
+-- commit it makes asynchronous (as inbox.attempt). Due again after delay, unless something comes of it. Error PRF01
+-- when it is gone. Who asked to skip it meanwhile is not forgotten.
+CREATE FUNCTION inbox.parked_begun(entry bigint, batch integer, delay interval) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	PERFORM set_config('synchronous_commit', 'off', true);
+	UPDATE inbox.parked AS p SET attempts = p.attempts + (parked_begun.batch = 1)::integer,
+		begun = CASE WHEN p.batch = parked_begun.batch THEN p.begun + 1 ELSE 1 END, batch = parked_begun.batch,
+		due_at = clock_timestamp() + CASE WHEN p.request = 'skip' THEN interval '0' ELSE coalesce(delay, interval '0') END,
+		request = CASE WHEN p.request = 'skip' THEN p.request END,
+		requested_at = CASE WHEN p.request = 'skip' THEN p.requested_at END,
+		requested_by = CASE WHEN p.request = 'skip' THEN p.requested_by END
+	WHERE p.entry = parked_begun.entry;
+	IF NOT FOUND THEN
+		PERFORM inbox.gone('parked message', parked_begun.entry);
+	END IF;
+END
+$$;
+
+-- The last try was cut short, by a stop or a failure of another message of its batch: as if it had not been begun, and
+-- due now. Nothing happens when it is gone.
+CREATE FUNCTION inbox.parked_unbegun(entry bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+	PERFORM set_config('synchronous_commit', 'off', true);
+	UPDATE inbox.parked AS p SET attempts = p.attempts - (p.batch = 1)::integer, begun = p.begun - 1,
+		due_at = clock_timestamp()
+	WHERE p.entry = parked_unbegun.entry AND p.begun > 0;
+END
+$$;
+
+-- A parked message failed again. Error PRF01 when it is gone. Who asked to skip it meanwhile is not forgotten.
 CREATE FUNCTION inbox.parked_failed(entry bigint, class text, code text, reason text, attempts integer, delay interval)
 RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
 	UPDATE inbox.parked AS p SET class = parked_failed.class, code = parked_failed.code, reason = parked_failed.reason,
-		attempts = parked_failed.attempts,
+		attempts = parked_failed.attempts, begun = 0,
 		failed_at = CASE WHEN p.attempts = parked_failed.attempts THEN clock_timestamp() ELSE p.failed_at END,
 		due_at = clock_timestamp() + CASE WHEN p.request = 'skip' THEN interval '0' ELSE coalesce(delay, interval '0') END,
 		request = CASE WHEN p.request = 'skip' THEN p.request END,
@@ -1184,6 +1234,7 @@ $$;
 CREATE FUNCTION inbox.replay_resume(job bigint, by text DEFAULT session_user) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+	UPDATE inbox.replay_part AS p SET begun = 0 WHERE p.job = replay_resume.job;
 	RETURN inbox.replay_change(job, '{paused,failed}', 'running', by);
 END
 $$;
@@ -1192,6 +1243,23 @@ CREATE FUNCTION inbox.replay_cancel(job bigint, by text DEFAULT session_user) RE
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	RETURN inbox.replay_change(job, '{running,paused,failed}', 'cancelled', by);
+END
+$$;
+
+-- Counts how often a part was begun from where it stands (1), or cut short by a stop or by losing the partition
+-- (-1). In a transaction of its own, whose commit it makes asynchronous. Returns how often it is now; 0 when there is no
+-- such part.
+CREATE FUNCTION inbox.replay_begun(job bigint, topic text, partition integer, times integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	now integer;
+BEGIN
+	PERFORM set_config('synchronous_commit', 'off', true);
+	UPDATE inbox.replay_part AS p SET begun = greatest(0, p.begun + replay_begun.times)
+	WHERE p.job = replay_begun.job AND p.topic = replay_begun.topic AND p.partition = replay_begun.partition
+	RETURNING p.begun INTO now;
+	RETURN coalesce(now, 0);
 END
 $$;
 
@@ -1206,7 +1274,8 @@ DECLARE
 BEGIN
 	SELECT r.state INTO now FROM inbox.replay AS r WHERE r.job = replay_progress.job FOR UPDATE;
 	UPDATE inbox.replay_part AS p SET next_offset = greatest(p.next_offset, least(next, p.to_offset)),
-		handled = p.handled + replay_progress.handled, duplicates = p.duplicates + replay_progress.duplicates
+		handled = p.handled + replay_progress.handled, duplicates = p.duplicates + replay_progress.duplicates,
+		begun = CASE WHEN next > p.next_offset THEN 0 ELSE p.begun END
 	WHERE p.job = replay_progress.job AND p.topic = replay_progress.topic AND p.partition = replay_progress.partition;
 	IF NOT FOUND THEN
 		PERFORM inbox.refuse_arguments(format('replay %s has no part %s [%s]', coalesce(replay_progress.job::text, 'NULL'),
@@ -1251,14 +1320,16 @@ GRANT EXECUTE ON FUNCTION
 	inbox.keep(text, interval), inbox.rotate(interval),
 	inbox.park(text, text, integer, bigint, integer, text, bytea, text, uuid, text, jsonb, bytea, timestamptz, bigint,
 		text, text, text, integer, interval),
-	inbox.unpark(bigint), inbox.parked_failed(bigint, text, text, text, integer, interval),
+	inbox.unpark(bigint), inbox.unpark(bigint[]), inbox.parked_failed(bigint, text, text, text, integer, interval),
+	inbox.parked_begun(bigint, integer, interval), inbox.parked_unbegun(bigint),
 	inbox.parked_due(text, text[], integer[], integer[], integer[], integer),
 	inbox.parked_next(text, text, integer, bytea, integer),
 	inbox.parked_keys(text, text[], integer[], integer[], integer[]),
 	inbox.bury(text, text, integer, bigint, integer, text, bytea, text, uuid, text, jsonb, bytea, timestamptz, bigint,
 		text, text, text, integer, bigint, bigint),
 	inbox.retried(bigint), inbox.skip(bigint), inbox.dlq_published(bigint[]),
-	inbox.replay_progress(bigint, text, integer, bigint, bigint, bigint), inbox.replay_failed(bigint, text)
+	inbox.replay_progress(bigint, text, integer, bigint, bigint, bigint), inbox.replay_failed(bigint, text),
+	inbox.replay_begun(bigint, text, integer, integer)
 TO inbox_consumer;
 GRANT EXECUTE ON FUNCTION inbox.stats(text) TO inbox_consumer, inbox_operator;
 GRANT EXECUTE ON FUNCTION

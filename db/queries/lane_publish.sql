@@ -1,1 +1,1 @@
-SELECT outbox.publish($1, $2, $3, $4::jsonb)
+SELECT outbox.publish($1, $2, $3, $4::jsonb, $5::text::jsonb)

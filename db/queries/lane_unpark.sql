@@ -1,1 +1,1 @@
-SELECT inbox.unpark($1)
+SELECT inbox.unpark($1::bigint[])

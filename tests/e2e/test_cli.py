@@ -6,6 +6,7 @@ so is tested with the relay.
 """
 import contextlib
 import fcntl
+import hashlib
 import http.server
 import json
 import os
@@ -26,10 +27,12 @@ import pytest
 import servers
 from wait import wait_until
 
-VERBS = ["init", "status", "publish", "parked list", "parked show", "parked retry", "parked skip", "parked release",
-         "pause", "resume", "position show", "position set", "position adopt", "show consumers", "lanes", "dlq list",
+VERBS = ["init", "doctor", "status", "top", "tail", "trace", "publish", "parked list", "parked show", "parked retry", "parked skip", "parked release",
+         "pause", "resume", "position show", "position set", "position adopt", "show lag", "show topics", "show jobs", "show config", "show consumers", "show sagas", "lanes", "dlq list",
          "dlq show", "dlq edit", "dlq retry", "dlq drop", "dlq note", "replay start", "replay list", "replay show", "replay pause",
-         "replay resume", "replay cancel", "explain-error", "bench", "demo", "completion", "help", "version"]
+         "replay resume", "replay cancel", "explain-error", "saga start", "saga list", "saga show", "saga retry", "saga skip",
+         "saga undo", "saga abort", "saga edit-data", "saga migrate", "saga graph", "saga simulate", "alerts list",
+         "alerts show", "alerts ack", "alerts resolve", "bench", "demo", "completion", "help", "version"]
 NOWHERE = "host=127.0.0.1 port=1 dbname=nobody"
 UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
 
@@ -293,12 +296,48 @@ def test_a_bad_config_file_is_78(cli):
 
 def test_init_twice(cli, empty_db):
     first = cli("init", "--conninfo", empty_db.conninfo, check=True)
-    assert "inbox are installed" in first.stdout and "no position topic" in first.stderr
+    assert "outbox, inbox and saga are installed" in first.stdout and "no position topic" in first.stderr
     partitions = empty_db.one("SELECT count(*) FROM outbox.partitions")
     assert partitions > 1
     again = json.loads(cli("init", "--conninfo", empty_db.conninfo, "--json", check=True).stdout)
     assert again == {"database": empty_db.name, "migrations": 0, "schema_version": again["schema_version"],
-                     "partitions": partitions, "topic": None, "topic_created": False}
+                     "partitions": partitions, "edited": [], "topic": None, "topic_created": False}
+
+
+def test_init_says_what_was_applied_from_another_text(cli, empty_db):
+    """Story: a migration was edited between two builds. `init` with the newer one found every number and name in place
+    and said "up to date", and the first statement that needed the difference failed. It goes on (what differs may be a
+    comment), but it says so."""
+    done = cli("init", "--conninfo", empty_db.conninfo, check=True)
+    sums = empty_db.query("SELECT number, sha256 FROM outbox.schema_version ORDER BY number")
+    assert "note: " not in done.stderr and all(re.fullmatch("[0-9a-f]{64}", s) for _, s in sums)
+    with open(os.path.join(servers.ROOT, "db", "migrations", "0001_outbox.sql"), "rb") as f:
+        assert sums[0] == (1, hashlib.sha256(f.read()).hexdigest())
+
+    empty_db.psql("UPDATE outbox.schema_version SET sha256 = repeat('ab', 32) WHERE number = 1;"
+                  "UPDATE outbox.schema_version SET sha256 = NULL WHERE number = 2")
+    done = cli("init", "--conninfo", empty_db.conninfo, check=True)
+    assert "up to date" in done.stdout
+    said = done.stderr
+    assert f"note: 0001_outbox was applied at 2" in said and f"sha256 abababababab..., here {sums[0][1][:12]}" in said
+    assert "note: 0002_inbox was applied" in said and "kept no sum" in said and "hint: " in said
+    told = json.loads(cli("init", "--conninfo", empty_db.conninfo, "--json", check=True).stdout)["edited"]
+    assert [(e["migration"], e["sha256"], e["this_program"]) for e in told] == [
+        ("0001_outbox", "ab" * 32, sums[0][1]), ("0002_inbox", None, sums[1][1])]
+    # What it says to do when the difference has been applied by hand is what ends the note.
+    for statement in re.findall("^  (UPDATE .*;)$", said, re.M):
+        empty_db.psql(statement)
+    assert "note: " not in cli("init", "--conninfo", empty_db.conninfo, check=True).stderr
+
+
+def test_init_of_a_schema_that_kept_no_sums(cli, empty_db):
+    """Version 1 of before the column was there is upgraded like any other."""
+    cli("init", "--conninfo", empty_db.conninfo, check=True)
+    empty_db.psql("DROP SCHEMA inbox, saga CASCADE; DELETE FROM outbox.schema_version WHERE number > 1;"
+                  "ALTER TABLE outbox.schema_version DROP COLUMN sha256")
+    done = cli("init", "--conninfo", empty_db.conninfo)
+    assert done.returncode == 0 and "note: 0001_outbox" in done.stderr and "0002_inbox" not in done.stderr
+    assert empty_db.one("SELECT bool_and((sha256 IS NOT NULL) = (number > 1)) FROM outbox.schema_version")
 
 
 def test_init_by_several_at_once(empty_db):

@@ -190,7 +190,6 @@ BAD = [
     (["list", "--class", "http"], "--class is for"),
     (["show", "-k", "a", "--no-key"], "--no-key is for"),
     (["retry", "--all"], "--all is for"),
-    (["retry", "--id", str(uuid.UUID(int=1))], "--id is for"),
     (["skip", "--offset", "4"], "--offset is for"),
     (["list", "-g", ""], "--group"),
     (["show", "-g", "seat"], "which messages"),

@@ -65,11 +65,28 @@ def test_properties_of_the_guarantee(check, name):
     assert done.returncode == 78 and f'"{name}" may not be set' in done.stderr
 
 
-def test_kinds_that_are_not_there(check):
-    """sink, saga and the like come with later versions: refused as any other word."""
-    for kind in ("sink", "saga", "scheduler", "push"):
-        done = check(BASE, "-o", f"handler.kind={kind}")
-        assert done.returncode == 78 and "is not one of" in done.stderr
+def test_a_kind_that_is_not_there(check):
+    done = check(BASE, "-o", "handler.kind=queue")
+    assert done.returncode == 78 and "is not one of" in done.stderr
+
+
+def test_definitions_of_sagas_are_checked(check, tmp_path):
+    """Also by --check: a definition that would stop the engine is named by file and line."""
+    base = BASE.replace('kind = "sql"; function = "seat.on_event";', 'kind = "saga"; definitions = [ "%s" ];')
+    tmp_path = tmp_path / "sagas"
+    tmp_path.mkdir()
+    done = check(base % (tmp_path / "no*.cfg"))
+    assert done.returncode == 78 and "no file matches" in done.stderr
+    good = 'name = "pay"; version = 1; steps = ( { name = "A"; kind = "retriable"; do: { command = "Do"; topic = "t"; }; } );'
+    (tmp_path / "a.cfg").write_text(good)
+    done = check(base % (tmp_path / "*.cfg"))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "b.cfg").write_text(good)
+    done = check(base % (tmp_path / "*.cfg"))
+    assert done.returncode == 78 and "b.cfg: saga pay version 1 is defined in another file too" in done.stderr
+    (tmp_path / "b.cfg").write_text(good.replace("retriable", "compensatable"))
+    done = check(base % (tmp_path / "*.cfg"))
+    assert done.returncode == 78 and "b.cfg:1: " in done.stderr and "undo" in done.stderr
 
 
 def test_secrets_are_not_shown(check):

@@ -190,6 +190,24 @@ def test_old_xid_of_a_missing_topic(outbox):
     o.wait_state("ok")
 
 
+@pytest.mark.parametrize("delivery", MODES)
+def test_waiting_where_a_turn_ends_on_a_full_piece(outbox, delivery):
+    """The relay reads in pieces; when the last one of a turn is just full, the word that the turn is over comes with no
+    event. It counts all the same: what waits is released, though nothing is published any more."""
+    o = outbox(delivery, limits={"batch_events": 200})
+    kind = unique("full")
+    o.relay.start()
+    waits = 0
+    for n in (1, 100, 200):  # a piece is half a batch
+        o.sql("INSERT INTO outbox.event (aggregatetype, aggregateid, type, payload)"
+              " SELECT %s, 'a', n::text, '{}' FROM generate_series(1, %s) AS n", (kind, n))
+        waits += n
+        wait_until(lambda: waiting(o)[0] == waits, 30, "them to wait")
+    o.kafka.create_topic("outbox.event." + kind, 1)
+    nothing_held(o)
+    assert len(o.read("outbox.event." + kind)) == waits
+
+
 def test_what_waits_is_bounded(outbox):
     """Rows that are held back cost memory as well until their position is written: ten thousand of 20 kB at once
     would be 200 MB."""

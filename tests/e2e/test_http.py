@@ -73,7 +73,7 @@ def test_metrics(post):
     # Only what has not happened yet may have no sample.
     assert {n for n in STABLE if n not in bases} <= {"postrider_producer_restarts_total"}
     assert set().union(*(labels for _, labels, _ in found)) <= {
-        "outbox", "topic", "state", "reason", "le", "version", "librdkafka", "libpq"}
+        "outbox", "topic", "state", "what", "reason", "le", "version", "librdkafka", "libpq"}
     assert key not in text and "secret" not in text and not any(i in text for i in ids)
     states = {labels["state"]: v for n, labels, v in found if n == "postrider_state"}
     assert sum(states.values()) == 1 and states["ok"] == 1
@@ -153,10 +153,12 @@ def test_status_json(post):
 
 
 def test_page(post):
-    """The page needs no script, tells state and lag, and leads to the rest."""
+    """The page is whole without its script, tells state and lag, and leads to the rest."""
     status, headers, text = fetch(post.relay.port, "/")
     assert status == 200 and headers["Content-Type"].startswith("text/html")
-    assert post.name in text and "<script" not in text and "Lag" in text
+    assert f"<h1 id=\"state\">Outbox {post.name}: " in text and "Lag" in text and len(text) < 100_000
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy, policy
     for link in re.findall(r'href="(/[^"]*)"', text):
         assert fetch(post.relay.port, link)[0] == 200
 

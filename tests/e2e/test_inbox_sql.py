@@ -15,77 +15,10 @@ import psycopg2
 import pytest
 
 import servers
+from sql import ask, Call, login, refused, run, session, wait_blocked
 from wait import wait_until
 
 G = "seat"
-
-
-def refused(call, *args, **kw):
-    """The server's word on a call that must fail: (SQLSTATE, message, hint or detail)."""
-    with pytest.raises(psycopg2.Error) as e:
-        call(*args, **kw)
-    return e.value.pgcode, e.value.diag.message_primary, e.value.diag.message_hint or e.value.diag.message_detail or ""
-
-
-@contextlib.contextmanager
-def login(db, *roles):
-    """A fresh login role that was granted the given ones, and a connection as that role."""
-    name = f"login_{uuid.uuid4().hex[:12]}"
-    db.query(f"CREATE ROLE {name} LOGIN")
-    for role in roles:
-        db.query(f"GRANT {role} TO {name}")
-    conn = db.connect(user=name)
-    try:
-        yield conn
-    finally:
-        conn.close()
-        db.query(f"DROP OWNED BY {name}")
-        db.query(f"DROP ROLE {name}")
-
-
-def run(conn, sql, args=None):
-    with conn.cursor() as cur:
-        cur.execute(sql, args)
-        return cur.fetchall() if cur.description else []
-
-
-@contextlib.contextmanager
-def session(db):
-    """A connection with an open transaction; rolled back unless the test commits."""
-    with contextlib.closing(db.connect(autocommit=False)) as c:
-        yield c
-
-
-class Call(threading.Thread):
-    """Runs a call beside the test; result() gives what it returned, or raises what it raised."""
-
-    def __init__(self, call):
-        super().__init__(daemon=True)
-        self.call, self.value, self.error = call, None, None
-        self.start()
-
-    def run(self):
-        try:
-            self.value = self.call()
-        except psycopg2.Error as e:
-            self.error = e
-
-    def result(self):
-        self.join(60)
-        assert not self.is_alive(), "still running"
-        if self.error:
-            raise self.error
-        return self.value
-
-
-def wait_blocked(db, conn):
-    wait_until(lambda: db.one("SELECT coalesce(bool_or(wait_event_type = 'Lock'), false) FROM pg_stat_activity "
-                              "WHERE pid = %s", (conn.info.backend_pid,)), 20, "the session to wait for a lock")
-
-
-def ask(on, sql, args):
-    """On a connection, or on one of its own when it is a database."""
-    return on.query(sql, args) if hasattr(on, "query") else run(on, sql, args)
 
 
 def ids(n):
@@ -519,9 +452,7 @@ def test_a_reader_delays_the_drop_only(db):
     age_slots(db, "3 hours")
     with session(db) as reader:
         run(reader, "SELECT count(*) FROM inbox.seen")
-        began = time.monotonic()
         assert db.one("SELECT inbox.rotate('2 hours')") == 1
-        assert time.monotonic() - began < 3
         assert slots(db) == [(1, True), (2, True), (3, False)]
         remember(db, ids(1))
     assert db.one("SELECT inbox.rotate('2 hours')") == 1
@@ -598,6 +529,17 @@ def test_a_key_waits_in_order(db):
     assert behind(db) == []
     code, message, detail = refused(db.query, "SELECT inbox.unpark(%s)", (third,))
     assert code == "PRF01" and str(third) in message and detail
+
+
+def test_many_of_a_key_leave_together(db):
+    a, b, c, d = park(db, 1), *(park(db, n, delay=None) for n in (2, 3, 4))
+    other = park(db, 9, key="other")
+    gone = refused(db.query, "SELECT inbox.unpark(%s)", ([a, 99],))
+    assert gone[0] == "PRF01" and behind(db) == [a, b, c, d]
+    assert db.one("SELECT inbox.unpark(%s)", ([a, b, c],)) == d
+    assert due(db) == [d] and behind(db, b"other") == [other]
+    assert db.one("SELECT inbox.unpark(%s)", ([d],)) is None
+    assert refused(db.query, "SELECT inbox.unpark(%s)", ([d],))[0] == "PRF01"
 
 
 def test_parked_twice_is_parked_once(db):
@@ -844,6 +786,47 @@ def test_a_try_that_failed_is_told_from_one_under_way(db):
     assert db.one(at) > first
 
 
+def test_tries_of_parked_messages_are_counted_before_they_are_made(db):
+    claim(db)
+    head = park(db, 1, delay="-1 second")
+    begin = "SELECT inbox.parked_begun(%s, %s, '1 hour')"
+
+    def row():
+        return db.query("SELECT attempts, begun, batch, due_at > now() FROM inbox.parked WHERE entry = %s", (head,))[0]
+    before = row()[0]
+    db.query("SELECT inbox.parked_request(%s, 't', 0, 'k', 'retry')", (G,))
+    for n in (1, 2):
+        db.query(begin, (head, 1))
+        assert row() == (before + n, n, 1, True)
+    assert db.one("SELECT request FROM inbox.parked") is None
+    db.query("SELECT inbox.parked_unbegun(%s)", (head,))
+    assert row() == (before + 1, 1, 1, False)
+    db.query(begin, (head, 20))
+    assert row() == (before + 1, 1, 20, True), "others are tried with it: that counts for none of them"
+    db.query(begin, (head, 20))
+    assert row() == (before + 1, 2, 20, True)
+    db.query("SELECT inbox.parked_failed(%s, 'http', '503', 'x', %s, '1 hour')", (head, before + 1))
+    assert row()[:2] == (before + 1, 0)
+    db.query("SELECT inbox.parked_unbegun(%s)", (head,))
+    assert row()[:2] == (before + 1, 0)
+    assert refused(db.query, begin, (99, 1))[0] == "PRF01"
+
+
+def test_a_replay_counts_how_often_it_was_begun(db):
+    claim(db, [("t", 0)])
+    job = db.one("SELECT inbox.replay_new(%s, '{t}', '{0}', '{0}', '{9}')", (G,))
+    begin = "SELECT inbox.replay_begun(%s, 't', 0, %s)"
+    assert [db.one(begin, (job, n)) for n in (1, 1, -1, 1)] == [1, 2, 1, 2]
+    assert db.one("SELECT inbox.replay_progress(%s, 't', 0, 0, 0, 0)", (job,)) == "running"
+    assert db.one(begin, (job, 1)) == 3, "it has not got on"
+    assert db.one("SELECT inbox.replay_progress(%s, 't', 0, 1, 1, 0)", (job,)) == "running"
+    assert [db.one(begin, (job, n)) for n in (1, -1, -1)] == [1, 0, 0]
+    assert db.one("SELECT inbox.replay_begun(%s, 'x', 0, 1)", (job,)) == 0
+    db.one(begin, (job, 1)), db.one("SELECT inbox.replay_failed(%s, 'why')", (job,))
+    assert db.one("SELECT inbox.replay_resume(%s)", (job,))
+    assert db.one("SELECT begun FROM inbox.replay_part WHERE job = %s", (job,)) == 0
+
+
 def test_publishing_to_the_topic_is_noted_once(db):
     a, b = bury(db, 1), bury(db, 2)
     assert db.one("SELECT inbox.dlq_published(%s)", ([a],)) == 1
@@ -929,11 +912,13 @@ def test_consumer_role_does_its_work_and_nothing_else(db):
         assert len(run(c, "SELECT * FROM inbox.parked_due('seat', '{t}', '{0}', '{0}', '{1}', 5)")) == 1
         run(c, "SELECT * FROM inbox.parked_next('seat', 't', 0, 'k')")
         run(c, "SELECT * FROM inbox.parked_keys('seat', '{t}', '{0}', '{0}', '{1}')")
+        run(c, "SELECT inbox.parked_begun(%s, 1, '0')", (parked,)), run(c, "SELECT inbox.parked_unbegun(%s)", (parked,))
         run(c, "SELECT inbox.parked_failed(%s, 'http', '500', 'r', 2, '0')", (parked,))
         dead = run(c, f"SELECT inbox.bury({args % 1}, %s, NULL)", (parked,))[0][0]
         run(c, "SELECT inbox.dlq_published(%s)", ([dead],)), run(c, "SELECT * FROM inbox.stats('seat')")
         db.query("SELECT inbox.dlq_retry(%s)", ([dead],))
-        run(c, "SELECT inbox.unpark(entry) FROM inbox.parked"), run(c, "SELECT inbox.retried(%s)", (dead,))
+        run(c, "SELECT inbox.unpark(ARRAY[entry]) FROM inbox.parked"), run(c, "SELECT inbox.retried(%s)", (dead,))
+        run(c, "SELECT inbox.replay_begun(1, 't', 0, 1)")
         for table in (*TABLES, "overview"):
             run(c, f"SELECT * FROM inbox.{table}")
         run(c, "SELECT * FROM outbox.schema_version")
@@ -1026,7 +1011,7 @@ def test_upgrade_under_live_writers(empty_db, cli):
     stop.set()
     for s in services:
         s.result()
-    assert done["migrations"] == 1 and done["schema_version"] == 2
+    assert done["migrations"] == done["schema_version"] - 1 >= 1
     assert empty_db.one("SELECT count(*) FROM outbox.event") == sum(written)
     assert max(slowest) < 1, slowest
     claim(empty_db)

@@ -191,7 +191,7 @@ def test_latency_and_freeze(pg, table):
     pg.latency(60)
     t = time.monotonic()
     ask(c, "SELECT 1")
-    assert 0.12 <= time.monotonic() - t < 2
+    assert time.monotonic() - t >= 0.12
     pg.latency(0)
     pg.freeze()
     done = []

@@ -200,7 +200,8 @@ def test_schema_is_not_ours(pg_server, kafka, empty_db, cli):
         if sql:
             empty_db.psql(sql)
         refused(r, *words)
-        empty_db.psql("DROP SCHEMA IF EXISTS outbox CASCADE; DROP SCHEMA IF EXISTS inbox CASCADE")
+        empty_db.psql("DROP SCHEMA IF EXISTS outbox CASCADE; DROP SCHEMA IF EXISTS inbox CASCADE; "
+                       "DROP SCHEMA IF EXISTS saga CASCADE")
 
 
 def test_standby(own_pg, kafka):

@@ -3,7 +3,6 @@ a writer's or an event's cost. (What the SQL functions do by themselves: test_pa
 """
 import contextlib
 import threading
-import time
 
 import psycopg2
 import pytest
@@ -228,6 +227,5 @@ def test_retention_every(quick_pg, kafka):
         def calls():
             return o.one("SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions WHERE funcname = 'make_partitions'")
         wait_until(calls, 20, "the first round")
-        began, n = time.monotonic(), calls()
-        wait_until(lambda: calls() >= n + 25, 20, "25 rounds")
-        assert time.monotonic() - began < 15
+        n = calls()
+        wait_until(lambda: calls() >= n + 50, 40, "50 rounds, in less than 50 s")

@@ -11,6 +11,7 @@ import uuid
 import psycopg2
 import pytest
 
+from sql import login, refused, run
 from wait import wait_until
 
 COLUMNS = "aggregatetype, aggregateid, type, payload"
@@ -24,35 +25,6 @@ def insert(db, table="outbox.event", **columns):
     returning = "RETURNING seq" if table == "outbox.event" else "RETURNING entry"
     return db.one(f"INSERT INTO {table} ({names}) VALUES ({', '.join(['%s'] * len(row))}) {returning}",
                   tuple(row.values()))
-
-
-def refused(call, *args, **kw):
-    """The server's word on a call that must fail: (SQLSTATE, message, hint)."""
-    with pytest.raises(psycopg2.Error) as e:
-        call(*args, **kw)
-    return e.value.pgcode, e.value.diag.message_primary, e.value.diag.message_hint or ""
-
-
-@contextlib.contextmanager
-def login(db, *roles):
-    """A fresh login role that was granted the given ones, and a connection as that role."""
-    name = f"login_{uuid.uuid4().hex[:12]}"
-    db.query(f"CREATE ROLE {name} LOGIN")
-    for role in roles:
-        db.query(f"GRANT {role} TO {name}")
-    conn = db.connect(user=name)
-    try:
-        yield conn
-    finally:
-        conn.close()
-        db.query(f"DROP OWNED BY {name}")
-        db.query(f"DROP ROLE {name}")
-
-
-def run(conn, sql, args=None):
-    with conn.cursor() as cur:
-        cur.execute(sql, args)
-        return cur.fetchall() if cur.description else []
 
 
 # ---------------------------------------------------------------- inserting
@@ -693,7 +665,7 @@ def test_foreign_inbox_is_left_alone(empty_db, cli, outbox_first):
     half of it; a database of version 1 stays at version 1."""
     if outbox_first:
         cli("init", "--conninfo", empty_db.conninfo, check=True)
-        empty_db.psql("DELETE FROM outbox.schema_version WHERE number > 1; DROP SCHEMA inbox CASCADE")
+        empty_db.psql("DELETE FROM outbox.schema_version WHERE number > 1; DROP SCHEMA saga CASCADE; DROP SCHEMA inbox CASCADE")
     empty_db.psql("CREATE SCHEMA inbox; CREATE TABLE inbox.seen (id int)")
     done = cli("init", "--conninfo", empty_db.conninfo)
     assert done.returncode == 78 and '"inbox" is not ours' in done.stderr and "RENAME" in done.stderr, done.stderr
@@ -713,6 +685,8 @@ def test_an_empty_schema_made_by_the_owner_is_used(empty_db, cli):
 
 @pytest.mark.parametrize("damage, says", [
     ("INSERT INTO outbox.schema_version (number, name) VALUES (9999, '9999_future')", "newer than this program"),
+    ("ALTER TABLE outbox.schema_version ADD oldest integer; INSERT INTO outbox.schema_version (number, name, oldest)"
+     " VALUES (9998, '9998_a', 1), (9999, '9999_b', 9998)", "newer than this program"),
     ("UPDATE outbox.schema_version SET number = 9998, name = '9998_x' WHERE number = 1", "half upgraded"),
     ("UPDATE outbox.schema_version SET name = '0001_other' WHERE number = 1", "not ours"),
     ("ALTER TABLE outbox.schema_version DROP COLUMN applied_at", "not ours"),
@@ -721,6 +695,16 @@ def test_a_schema_we_do_not_know_is_refused(db, cli, damage, says):
     db.query(damage)
     done = cli("init", "--conninfo", db.conninfo)
     assert done.returncode == 78 and says in done.stderr, done.stderr
+
+
+def test_a_newer_schema_that_bears_us_is_taken(db, cli):
+    """A later version's migration says how little a program has to know to live with it: going back over it is possible."""
+    knows = db.one("SELECT max(number) FROM outbox.schema_version")
+    db.query("ALTER TABLE outbox.schema_version ADD oldest integer")
+    db.query(f"INSERT INTO outbox.schema_version (number, name, oldest) VALUES (9998, '9998_a', {knows}), (9999, '9999_b', 1)")
+    done = cli("init", "--json", "--conninfo", db.conninfo)
+    assert done.returncode == 0 and json.loads(done.stdout)["migrations"] == 0, done.stdout + done.stderr
+    assert db.query("SELECT number FROM outbox.schema_version WHERE number > 9000 ORDER BY 1") == [(9998,), (9999,)]
 
 
 def test_init_without_the_rights(empty_db, cli):
@@ -735,7 +719,8 @@ def test_init_without_the_rights(empty_db, cli):
 def test_an_owner_that_is_not_a_superuser_installs_it(empty_db, cli):
     """Managed services give no superuser. The roles are there already, made by whoever may."""
     name = f"owner_{uuid.uuid4().hex[:8]}"
-    for role in ("outbox_writer", "outbox_relay", "outbox_operator", "inbox_consumer", "inbox_operator"):
+    for role in ("outbox_writer", "outbox_relay", "outbox_operator", "inbox_consumer", "inbox_operator", "saga_engine",
+                 "saga_participant", "saga_operator"):
         empty_db.query(f"DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object THEN NULL; END $$")
     empty_db.query(f"CREATE ROLE {name} LOGIN")
     empty_db.query(f'ALTER DATABASE "{empty_db.name}" OWNER TO {name}')

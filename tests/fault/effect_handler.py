@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """tests/fault/effect_handler.py DIRECTORY -- an exec handler for the fault tests: appends "id key seq" of each message
-to DIRECTORY/effects. A file DIRECTORY/KEY says how it fails of the key: "die", "hang", or an error code. Refuses
+to DIRECTORY/effects. A file DIRECTORY/KEY says how it fails of the key: "die", "hang", or an error code; "slow": it takes half a second. Refuses
 nothing else."""
 import json
 import os
@@ -21,6 +21,9 @@ def main(directory):
             os._exit(3)
         if how == "hang":
             time.sleep(600)
+        if how == "slow":
+            time.sleep(0.5)
+            how = ""
         if how:
             print(json.dumps({"id": m["id"], "error": {"code": how, "message": "poison"}}), flush=True)
             continue

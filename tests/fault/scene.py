@@ -30,7 +30,7 @@ class Scene:
         self.kind = self.name
         self.topic = f"outbox.event.{self.kind}"
         self.topics = [self.topic]
-        self.db = pg.createdb(self.name)
+        self.db = pg.createdb(self.name, schema=True)
         self.conninfo, self.brokers = self.db.conninfo, kafka.bootstrap
         servers.Cli().run("init", "--conninfo", self.db.conninfo, "--brokers", kafka.bootstrap, "--name", self.name,
                           check=True)

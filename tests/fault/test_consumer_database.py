@@ -5,6 +5,7 @@ import json
 import os
 import signal
 
+import psycopg2
 import pytest
 from inbox import ROW, SET, c_handler, inbox  # noqa: F401
 from proxy import Proxy
@@ -111,6 +112,45 @@ def test_lost_commit_reply(inbox, pg_server):  # noqa: F811
         assert p.stats()["fired"] == 3
     assert i.dead() == [] and i.parked() == []
     assert c.running()
+
+
+def test_half_of_a_large_batch(inbox, pg_server):  # noqa: F811
+    """Story: a machine is gone, or stands still, in the middle of sending a batch that is larger than the socket's
+    buffers. Its backend has taken the batch's ids and waits for the rest: no statement runs that could time out, and it
+    is not idle. Whoever comes after it does not wait for ever."""
+    i = inbox(partitions=1)
+    with Proxy("postgres", pg_server.port) as p:
+        i.conninfo = p.conninfo(i.name)
+        c = i.consumer(dict(SET, timeout="1s"), {"lanes": 1, "database": {"timeout": "1s"}}).start().wait_ready()
+        i.send(1)
+        i.check(more=True)
+        p.rule("up", "bytes", 1_500_000, "hole")
+        for n in range(20):
+            i.event(f"k{n}", {"pad": "x" * 200_000})
+        i.check(timeout=30)
+        assert p.stats()["fired"] == 1
+    assert i.dead() == [] and i.parked() == []
+    assert c.running()
+
+
+def test_what_a_claim_stands_at_is_not_hidden(inbox):  # noqa: F811
+    """Story: a partition could not be claimed, for its rows were locked. Each batch of the other one that got through
+    said that all was well again with Postgres."""
+    i = inbox(partitions=2)
+    c = i.consumer(SET, {"database": {"timeout": "1s"}}).start().wait_ready()
+    with i.stream(rate=200), contextlib.closing(psycopg2.connect(i.db.conninfo)) as other, other.cursor() as cur:
+        i.flows(200)
+        where = 'WHERE "group" = %s AND partition = 1'
+        i.db.query(f"UPDATE inbox.position SET epoch = epoch + 1 {where}", (i.group,))  # another member, it seems
+        cur.execute(f"SELECT FROM inbox.position {where} FOR UPDATE", (i.group,))
+        wait_until(lambda: "cannot claim" in c.status()["checks"]["postgres"], 20, "the claim to fail")
+        seen = i.count()
+        stays(lambda: "cannot claim" in c.status()["checks"]["postgres"], 2)
+        assert i.count() > seen, "the other partition goes on"
+        other.rollback()
+        wait_until(lambda: c.status()["checks"]["postgres"] == "ok", 20, "it to be well again")
+    i.check()
+    i.wait_state(c, "ok")
 
 
 # ---------------------------------------------------------------- servers

@@ -3,11 +3,14 @@ and transactional ones with aborted records between them, foreign ones without i
 is gone."""
 import hashlib
 import json
+import random
+import time
 import uuid
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from inbox import ROW, SET, inbox  # noqa: F401
+from outbox import header, read_topic
 from wait import stays, wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -187,6 +190,121 @@ def test_records_lost_before_they_were_read(inbox, on_gap):  # noqa: F811
         i.wait_count(1, where=f"id = '{last}'")
         assert i.count(f"id = '{lost[0]}'") == 0
 
+
+# ---------------------------------------------------------------- C11: disorder
+
+def test_a_key_moves_to_another_partition(inbox):  # noqa: F811
+    """Story: somebody adds partitions, and the hash sends keys elsewhere from then on, while events of theirs wait where
+    they were before. No order holds between two partitions, and nobody can say otherwise; each event is applied once all
+    the same, in order within its partition, and what is parked of a key does not park it elsewhere."""
+    i = inbox(partitions=2)
+    i.poison("k1", "P0001", seq=3)
+    i.send(120, keys=12)
+    c = i.consumer(config={"errors": [{"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "1h"}]})
+    c.start()
+    late = i.keys["k1"][2:]
+    i.wait_parked(len(late))
+    i.kafka.add_partitions(i.topic, 5)
+    i._producer = None  # the next one knows the new ones
+    i.send(240, keys=12)
+    moved = set(i.keys["k1"][10:])
+    i.wait_count(360 - len(late) - len(moved), 30)
+    wait_until(lambda: c.metric("postrider_consumer_assigned_partitions") == 5, 20, "it to have the new ones")
+    home = {r[0] for r in i.db.query("SELECT DISTINCT partition FROM inbox.parked")}
+    assert len(home) == 1
+    there = {r[0] for r in i.db.query("SELECT id::text FROM app.effect WHERE key = 'k1'")} & moved
+    parked = {r[0] for r in i.parked("id")}
+    assert there | parked >= moved and not there & parked, "those elsewhere went on, those at home wait"
+    i.cure()
+    i.db.query("SELECT inbox.parked_request(%s, %s, %s, 'k1', 'retry')", (i.group, i.topic, home.pop()))
+    i.wait_count(360)
+    i.stands()
+    assert i.one("SELECT count(*) FROM (SELECT seq - lag(seq) OVER (PARTITION BY key, partition ORDER BY n) AS step"
+                 " FROM app.effect) AS e WHERE step < 0") == 0
+    assert i.one("SELECT count(DISTINCT id) FROM app.effect") == 360 == i.count()
+    assert i.one("SELECT max(c) FROM (SELECT count(DISTINCT partition) AS c FROM app.effect GROUP BY key) AS k") == 2
+
+
+def test_timestamps_that_run_backwards(inbox):  # noqa: F811
+    """Story: producers' clocks differ by years. The log's order is the order; ages are never below zero, and a record
+    that says it comes from the future, or from 1970, holds nobody up."""
+    i = inbox(partitions=1)
+    i.kafka.set_topic_config(i.topic, {"message.timestamp.after.max.ms": str((1 << 63) - 1)})
+    c = i.consumer().start()
+    now = int(time.time() * 1000)
+    year = 365 * 86400 * 1000
+    for n, t in enumerate([now, now - year, 1, now + 1000 * year // 2, now - 1, now + year, 5, now] * 5):
+        i.event(f"k{n % 4}", timestamp=t)
+    for n in range(40):
+        i.event(f"k{n % 4}", timestamp=now - n * 3600 * 1000)
+    i.check()
+    assert i.one("SELECT count(*) FROM (SELECT message_offset - lag(message_offset) OVER (PARTITION BY key ORDER BY n) AS s"
+                 " FROM app.effect) AS e WHERE s <= 0") == 0
+    wait_until(lambda: c.metric("postrider_consumer_lag_seconds", 9) == 0, 10, "no lag in seconds")
+    assert all(v >= 0 for k, v in c.metrics().items() if "seconds" in k)
+    i.wait_state(c, "ok")
+
+
+def test_the_same_ids_far_apart(inbox):  # noqa: F811
+    """Story: an upstream that publishes at least once was set back to an old position: ids come again thousands of
+    records later, in other partitions, behind a kill, in another order and several times in one batch."""
+    i = inbox()
+    c = i.consumer(SET, {"limits": {"batch_events": 200}}).start()
+    ids = i.send(3000, keys=40)
+    i.check(more=True)
+    c.kill9()
+    rnd = random.Random(8)
+    for again in range(3):
+        for n, id in enumerate(rnd.sample(ids, 400)):
+            key, seq = i.sent[id]
+            i.put(key, json.dumps({"seq": seq}), [("id", id), ("type", "Moved")], partition=(n + again) % 3)
+        i.send(100, keys=40)
+    c.start()
+    i.check()
+    assert c.metric("postrider_inbox_duplicates_total") == 1200
+
+
+def test_offsets_with_holes(inbox):  # noqa: F811
+    """Story: compaction takes records out of a topic, and commits and aborts take offsets of their own. A consumer that
+    expects every offset calls that a loss; ours knows a hole from a log whose beginning is gone."""
+    i = inbox(partitions=1)
+    i.send(40, keys=8)
+    c = i.consumer().start()
+    i.check()
+    assert c.terminate() == 0
+    p = Producer({"bootstrap.servers": i.kafka.bootstrap, "transactional.id": i.name, "log_level": 0})
+    p.init_transactions(20)
+    i._producer = p
+    for n in range(12):
+        p.begin_transaction()
+        if n % 3 == 2:
+            p.produce(i.topic, '{"seq": 1}', "aborted", headers=[("id", str(uuid.uuid4()))])
+            p.flush(20)
+            p.abort_transaction(20)
+        else:
+            i.send(40, keys=8)
+            p.commit_transaction(20)
+    i.kafka.set_topic_config(i.topic, {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.01", "segment.ms": "100"})
+
+    def compacted():
+        p.begin_transaction()
+        i.event("last")
+        i.flush()
+        p.commit_transaction(20)
+        return len(read_topic(i.kafka, i.topic)) < 60
+    wait_until(compacted, 40, "the log to be compacted", interval=0.3, interval_max=0.5)
+    c.start()
+    i.stands()
+    records = read_topic(i.kafka, i.topic)
+    assert records[-1].offset > 3 * len(records), "there are holes"
+    applied = {r[0] for r in i.rows()}
+    assert {header(r, "id").decode() for r in records} <= applied, "what is there is handled"
+    assert i.wrong(at_most_missing=len(i.sent)) == []
+    i.wait_state(c, "ok")
+    assert "gap" not in c.log_text() and "deleted before" not in c.log_text()
+
+
+# ---------------------------------------------------------------- another log
 
 def test_topic_made_anew(inbox):  # noqa: F811
     """The position is behind the end: another log under the same name. It says so and touches nothing."""

@@ -140,6 +140,29 @@ def test_with_a_long_backlog(inbox):  # noqa: F811
     i.check(timeout=60)
 
 
+def test_positions_beside_a_backlog(inbox):  # noqa: F811
+    """Story: a lane had more to do than it got done, and the positions of what else it serves, with nothing left to handle,
+    stood still all that time: timers of the saga engine's other members waited for them."""
+    i = inbox(partitions=2)
+    i.consumer(config={"limits": {"batch_events": 5}}).start()
+    i.send(60, keys=30)
+    i.check()
+    at = {key: (partition, by) for key, partition, by in i.db.query("SELECT DISTINCT key, partition, by FROM app.effect")}
+    slow, lane = next((k, by) for k, (partition, by) in at.items() if partition == 0)
+    other = next(k for k, (partition, by) in at.items() if partition == 1 and by != lane)
+    i.poison(slow, "sleep 0.05")
+    for _ in range(400):
+        i.event(slow)
+    i.event(other)
+    i.flush()
+    end = i.kafka.end_offsets(i.topic)[1]
+    wait_until(lambda: i.one("SELECT min(next_offset) FROM inbox.position WHERE \"group\" = %s AND partition = 1", (i.group,)) == end,
+               12, "the position of what is handled to move on", interval=0.1)
+    assert i.count() < 460, "it waited for the end"
+    i.cure()
+    i.check()
+
+
 def test_nothing_comes_in(inbox):  # noqa: F811
     """A partition without a record, and one where all is handled, change too."""
     i = inbox()

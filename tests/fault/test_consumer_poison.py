@@ -57,9 +57,9 @@ def test_dead_letters_are_retried_once(inbox, handler):  # noqa: F811
     entries = [r[0] for r in i.dead("entry")]
     assert i.one("SELECT inbox.dlq_retry(%s)", (entries,)) == 2
     assert i.one("SELECT inbox.dlq_retry(%s)", (entries,)) == 0, "it is under way"
-    dead = wait_until(lambda: len(i.dead()) == 3 and i.dead("id, state, retry_of"), 15, "one to fail again")
-    by_state = {(r[0], r[1]) for r in dead}
-    assert by_state == {(bad[0], "retried"), (bad[1], "retried"), (bad[1], "dead")}
+    told = {(bad[0], "retried"), (bad[1], "retried"), (bad[1], "dead")}
+    wait_until(lambda: {(r[0], r[1]) for r in i.dead("id, state")} == told, 15, "one to fail again, and both to be told")
+    dead = i.dead("id, state, retry_of")
     assert dead[2][2] == [e for e, r in zip(entries, dead) if r[0] == bad[1]][0]
     i.wait_count(59)
     assert i.one("SELECT inbox.dlq_retry(%s)", (entries,)) == 0, "what was retried is not dead"
@@ -220,18 +220,20 @@ def test_poison_that_kills_the_process(inbox):  # noqa: F811
     i.check()
 
 
-def test_parked_poison_that_kills_the_process(inbox):  # noqa: F811
-    """Story: parked for a harmless error, it then kills the process on each other try. Each try is counted before it
-    is made, so these end too."""
+@pytest.mark.parametrize("attempts, seq", [(2, 1), (0, 1), (0, 5)], ids=["tried twice", "for ever", "one behind it"])
+def test_parked_poison_that_kills_the_process(inbox, attempts, seq):  # noqa: F811
+    """Story: a key is parked for a harmless error, and then an event of it kills the process at each try: the one that
+    failed before, be it tried for ever, or one that waited behind it and is taken in with others. Each try is counted
+    before it is made, so these end too."""
     i = inbox(partitions=1)
     i.poison("k0", "P0001", seq=1)
     i.send(40, keys=4)
     c = i.consumer(ROW, {"lanes": 1, **PARK}).start()
     i.check(without=i.keys["k0"])
     c.kill9()
-    i.db.query("UPDATE app.poison SET how = 'segv'")
-    c = i.consumer(c_handler(), port=c.port, config={"lanes": 1, "errors": [{"match": "sqlstate:P0001", "policy": "park", "attempts": 2,
-                                                         "backoff": "10ms", "backoff_max": "20ms"}]})
+    i.db.query("UPDATE app.poison SET how = 'segv', seq = %s", (seq,))
+    c = i.consumer(c_handler(), port=c.port, config={"lanes": 1, "errors": [
+        {"match": "sqlstate:P0001", "policy": "park", "attempts": attempts, "backoff": "10ms", "backoff_max": "20ms"}]})
     request(i, "k0")
     deaths = 0
     while deaths < 12:
@@ -241,8 +243,63 @@ def test_parked_poison_that_kills_the_process(inbox):  # noqa: F811
             break
         deaths += 1
     assert 3 <= deaths <= 6, f"{deaths} deaths\n{i.logs()}"
+    assert [r[0] for r in i.parked("id")] == i.keys["k0"][seq - 1:]
+    i.check(without=i.keys["k0"][seq - 1:], more=True)
     i.cure()
     assert request(i, "k0") == 1
+    i.check()
+
+
+def test_replayed_poison_that_kills_the_process(inbox):  # noqa: F811
+    """Story: a filter stepped over all events of a topic. They are replayed without it, and one kills the process. No
+    position moves of a replay, so each start reads it again: until it was begun alone three times. Then the job
+    ends and says which record it was; once that is mended a resumed job goes on from there."""
+    i = inbox(partitions=1)
+    i.poison("k3", "segv", seq=4)
+    i.send(100, keys=10)
+    c = i.consumer(c_handler(), {"lanes": 1, "filter": {"types": ["Other"]}}).start()
+    i.stands()
+    assert c.terminate() == 0
+    job = i.one("SELECT inbox.replay_new(%s, %s, '{0}', '{0}', '{100}')", (i.group, [i.topic]))
+
+    def state():
+        return i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,))
+    c = i.consumer(c_handler(), {"lanes": 1}, port=c.port)
+    deaths = 0
+    while deaths < 12:
+        c.start()
+        wait_until(lambda: not c.running() or state() == "failed", 30, "a death, or the end of the job")
+        if c.running():
+            break
+        deaths += 1
+    assert 3 <= deaths <= 6, f"{deaths} deaths\n{i.logs()}"
+    assert f"{i.topic}-0-33 was begun 3 times" in i.one("SELECT note FROM inbox.replay WHERE job = %s", (job,))
+    i.wait_count(33)
+    i.cure()
+    assert i.one("SELECT inbox.replay_resume(%s)", (job,))
+    wait_until(lambda: state() == "done", 30, "the job to end")
+    i.check()
+
+
+def test_restarts_during_a_replay_are_no_crashes(inbox):  # noqa: F811
+    """Story: a replayed event waits for something, and the consumer is restarted in peace again and again. That is no
+    sign that it takes the process along."""
+    i = inbox(partitions=1)
+    i.poison("k0", "53100", seq=1)
+    i.send(1, keys=1)
+    c = i.consumer(config={"lanes": 1, "filter": {"types": ["Other"]}}).start()
+    i.stands()
+    assert c.terminate() == 0
+    job = i.one("SELECT inbox.replay_new(%s, %s, '{0}', '{0}', '{1}')", (i.group, [i.topic]))
+    c = i.consumer(port=c.port, config={"lanes": 1, "limits": {"crashes": 1}, "errors": [
+        {"match": "sqlstate:53100", "policy": "retry", "attempts": 100000, "backoff": "50ms", "backoff_max": "100ms"}]})
+    for n in range(2):
+        c.start()
+        wait_until(lambda: i.one("SELECT last_value FROM app.tries") >= 2 * (n + 1), 20, "some tries")
+        assert c.terminate(7) == 0, "its reader held the stop up"
+    i.cure()
+    c.start()
+    wait_until(lambda: i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,)) == "done", 30, "the job to end")
     i.check()
 
 

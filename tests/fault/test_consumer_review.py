@@ -1,12 +1,13 @@
 """tests/fault/test_consumer_review.py -- schedules that a reading of the consumer found: what is counted as a crash or
 as a try, a breaker that nobody probes, undos and words that the database refuses, operators who are faster than a
 handler. Each story is the interleaving."""
+import contextlib
 import json
 import signal
 import time
 
 import pytest
-from inbox import ROW, exec_handler, inbox  # noqa: F401
+from inbox import ROW, SET, exec_handler, inbox  # noqa: F401
 from test_consumer_poison import request
 from wait import stays, wait_until
 
@@ -52,17 +53,18 @@ def test_a_crash_after_failures_is_still_counted(inbox):  # noqa: F811
     i.send(1, keys=1)
     c.start()
     wait_tries(i, 5)
-    i.db.query("UPDATE app.poison SET how = 'wait'")
-    for _ in range(2):
-        with i.db.connect() as holder, holder.cursor() as cur:
-            cur.execute("SELECT pg_advisory_lock(4711)")
-            wait_until(lambda: i.one("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"), 20,
-                       "the handler to be at it")
+    with contextlib.closing(i.db.connect()) as holder, holder.cursor() as cur:
+        cur.execute("SELECT pg_advisory_lock(4711)")  # held before any try asks for it, and until the last
+        i.db.query("UPDATE app.poison SET how = 'wait'")
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+        for _ in range(2):
+            wait_until(lambda: i.one(waiting), 60, "the handler to be at it")
             c.kill9()
             i.one("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
                   " AND application_name LIKE %s", (f"%{i.group} lane%",))
-        c.start()
-    i.wait_parked(1)
+            wait_until(lambda: not i.one(waiting), 30, "its session to be gone")
+            c.start()
+        i.wait_parked(1)
     assert i.parked("class") == [("crash",)]
 
 
@@ -197,7 +199,85 @@ def test_a_handler_may_say_that_a_feature_is_missing(inbox):  # noqa: F811
     i.check(without=[dead[0]])
 
 
+@pytest.mark.parametrize("handler", [ROW, SET], ids=["row", "set"])
+def test_a_deferred_trigger_that_calls_what_is_not_there(inbox, handler):  # noqa: F811
+    """Story: a constraint trigger runs when the batch commits, and for one event it calls a function that no deployment
+    ever made. That is a failure of this event like any other: it is found, the rule for it holds, the others commit."""
+    i = inbox()
+    i.db.psql("CREATE FUNCTION app.late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+              " IF NEW.key = 'k3' AND NEW.seq = 2 THEN PERFORM app.nowhere(); END IF; RETURN NULL; END $$;"
+              "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON app.effect DEFERRABLE INITIALLY DEFERRED"
+              " FOR EACH ROW EXECUTE FUNCTION app.late()")
+    i.send(100, keys=10)
+    i.consumer(handler, {"errors": [{"match": "sqlstate:42883", "policy": "dead_letter"}]}).start()
+    (dead,) = i.wait_dead(1)
+    assert dead[:3] == (i.keys["k3"][1], "sqlstate", "42883") and "app.nowhere" in dead[3]
+    i.check(without=[dead[0]])
+
+
+def test_the_undo_event_of_what_is_no_json(inbox):  # noqa: F811
+    """Story: an event whose payload is no JSON fails for good, and another one that has none. What undoes them is
+    published too, with the same bytes."""
+    i = inbox(partitions=1)
+    i.db.psql("CREATE FUNCTION app.never(m inbox.message) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;")
+    for n, payload in enumerate((b"\xff\x00\xfe", None, b'{"seat": 1}', b'"\\u0000"')):
+        i.put(f"k{n}", payload, [("id", f"0c4d1d1e-7a39-4f0b-8d2e-5f0a0a0a0a0{n}"), ("type", "Held")])
+    i.flush()
+    i.consumer({"kind": "sql", "function": "app.never", "undo_event": "SeatReleased"}).start()
+    i.wait_dead(4)
+    assert i.db.query("SELECT aggregateid, payload::text, convert_from(encode(payload_bytes, 'hex')::bytea, 'UTF8')"
+                      " FROM outbox.event WHERE type = 'SeatReleased' ORDER BY 1") == [
+        ("k0", None, "ff00fe"), ("k1", None, None), ("k2", '{"seat": 1}', None), ("k3", None, b'"\\u0000"'.hex())]
+
+
 # ---------------------------------------------------------------- parked keys
+
+def test_what_waits_behind_a_key_goes_many_at_a_time(inbox):  # noqa: F811
+    """Story: a busy key was parked for an hour. When it is released, thousands are behind it and more come in: one
+    transaction for each would never catch up."""
+    i = inbox(partitions=1)
+    i.poison("k0", "P0001", seq=1)
+    i.consumer(SET, {"lanes": 1, "limits": {"batch_events": 100}, "errors": [
+        {"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "1h"}]}).start()
+    i.send(2000, keys=1)
+    i.wait_parked(2000)
+    i.cure()
+    with i.stream(rate=1000, keys=5):
+        request(i, "k0")
+        wait_until(lambda: not i.parked(), 20, "the key to catch up")
+    i.check()
+    assert i.one("SELECT count(DISTINCT xmin::text) FROM app.effect WHERE key = 'k0' AND seq <= 2000") < 100
+
+
+def test_one_behind_a_parked_key_fails(inbox):  # noqa: F811
+    """Story: of those that wait behind a key some fail, each in its own way. They are found among the others; what is
+    before them is applied, the order holds."""
+    i = inbox(partitions=1)
+    i.poison("k0", "P0001", seq=1)
+    i.poison("k0", "P0002", seq=30)
+    i.poison("k0", "P0003", seq=60)
+    i.consumer(SET, {"lanes": 1, "errors": [
+        {"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "1h"},
+        {"match": "sqlstate:P0003", "policy": "park", "attempts": 0, "backoff": "1h"}]}).start()
+    i.event("k0")
+    i.flush()
+    i.wait_parked(1)
+    i.send(98, keys=1)
+    i.put("k0", json.dumps({"seq": 100}), [("type", "Moved")])
+    i.send(20, keys=1)
+    i.wait_parked(120)
+    i.db.query("DELETE FROM app.poison WHERE seq = 1")
+    request(i, "k0")
+    (dead,) = i.wait_dead(1)
+    assert dead[0] == i.keys["k0"][29] and dead[4] == 1
+    i.wait_parked(61)
+    i.check(without=i.keys["k0"][29:30] + i.keys["k0"][59:], more=True)
+    i.cure()
+    request(i, "k0")
+    dead = i.wait_dead(2)
+    assert dead[1][1:3] == ("decode", "id")
+    i.check(without=i.keys["k0"][29:30])
+    i.wait_parked(0)
 
 def test_records_without_id_behind_a_parked_key(inbox):  # noqa: F811
     """Story: a key is parked, and records without an id wait behind it. When their turn comes each is a dead letter,

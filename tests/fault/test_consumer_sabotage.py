@@ -70,14 +70,17 @@ CASES = [
 
 @pytest.mark.parametrize("flaw, play, finding", CASES, ids=[c[0] for c in CASES])
 def test_sabotage_is_caught(inbox, flaw, play, finding):  # noqa: F811
-    """The honest consumer passes, the flawed one is convicted of what the flaw does."""
-    assert play(inbox()) == []
-    found = play(inbox(), sabotage=flaw)
+    """The honest consumer passes, the flawed one is convicted of what the flaw does. One partition: a batch of several is fenced for
+    the first of them, and what the flaw did to the others may be mended by those who read them again."""
+    assert play(inbox(partitions=1)) == []
+    found = play(inbox(partitions=1), sabotage=flaw)
     assert any(finding in x for x in found), f"{flaw} was not caught: {found}"
 
 
 def test_every_sabotage_has_its_case():
-    """A flaw that somebody adds to the sources needs its play here."""
+    """A flaw that somebody adds to the sources needs its play here; those of groups without a database have theirs in
+    test_consumer_retry_topics.py, those of sinks in test_sink_kill.py."""
     found = subprocess.run(["grep", "-rhoE", r"\bSABOTAGE\([a-z0-9_]+\)", "consumers", "--include=*.c"],
                            cwd=servers.ROOT, capture_output=True, text=True, check=True).stdout
-    assert {line[len("SABOTAGE("):-1] for line in found.split()} == {c[0] for c in CASES}
+    names = {line[len("SABOTAGE("):-1] for line in found.split()}
+    assert {n for n in names if not n.startswith(("topics_", "sink_"))} == {c[0] for c in CASES}

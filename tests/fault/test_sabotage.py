@@ -47,8 +47,8 @@ def test_sabotage_no_barrier(stage, own_pg):  # noqa: F811
 
 
 def test_every_sabotage_has_its_case():
-    """A flaw that somebody adds to the sources needs its schedule here."""
+    """A flaw that somebody adds to the sources needs its schedule here; those of sagas have theirs in test_saga_sabotage.py."""
     found = subprocess.run(["grep", "-rhoE", r"\bSABOTAGE\([a-z0-9_]+\)", "relay", "lib", "--include=*.c"],
                            cwd=servers.ROOT, capture_output=True, text=True, check=True).stdout
-    names = {line[len("SABOTAGE("):-1] for line in found.split()}
+    names = {line[len("SABOTAGE("):-1] for line in found.split() if not line.startswith("SABOTAGE(saga_")}
     assert names == {c[0] for c in CASES} | {"no_barrier"}

@@ -1,14 +1,12 @@
 /* tests/fuzz/fuzz_conf.c -- any bytes as a config file: never a crash, a leak or a hang,
- * and what is accepted can be printed and validated. clang -fsanitize=fuzzer drives it; with
- * -DPR_FUZZ_REPLAY a main of its own replays the files named on the command line.
+ * and what is accepted can be printed and validated.
  * Input: config text, or "-o" overrides one per line, a line "---", and the config text. */
 #include "lib/conf.h"
 #include "lib/relay_conf.h"
 
+#include "tests/fuzz/fuzz.h"
+
 #include <assert.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define MAX_OVERRIDES 8
@@ -85,8 +83,6 @@ static void use(const struct target *t, struct pr_conf *conf)
 		assert(*err.text && err.exit == PR_EX_CONFIG);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	const char *overrides[MAX_OVERRIDES];
@@ -108,33 +104,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	free(s);
 	return 0;
 }
-
-#ifdef PR_FUZZ_REPLAY
-static int replay(const char *path)
-{
-	FILE *f = fopen(path, "rb");
-	uint8_t *buf = pr_malloc(1 << 21);
-	size_t n;
-
-	if (!f) {
-		perror(path);
-		free(buf);
-		return 1;
-	}
-	n = fread(buf, 1, 1 << 21, f);
-	(void)fclose(f);
-	(void)LLVMFuzzerTestOneInput(buf, n);
-	free(buf);
-	return 0;
-}
-
-int main(int argc, char **argv)
-{
-	int rc = 0;
-
-	for (int i = 1; i < argc; i++)
-		rc |= replay(argv[i]);
-	(void)printf("fuzz_conf: %d inputs\n", argc - 1);
-	return rc;
-}
-#endif

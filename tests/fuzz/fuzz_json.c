@@ -1,22 +1,10 @@
 /* tests/fuzz/fuzz_json.c -- libFuzzer target of lib/json.c. Any bytes: no crash, no read
- * outside, and what was read and written again reads the same. Built with PR_FUZZ_REPLAY it
- * is a program that replays the files named by its arguments. */
+ * outside, and what was read and written again reads the same. */
 #include "lib/json.h"
 
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "tests/fuzz/fuzz.h"
+
 #include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(int truth, const char *what)
-{
-	if (truth)
-		return;
-	(void)fprintf(stderr, "fuzz_json: %s\n", what);
-	abort();
-}
 
 /* Writes the members down as an object of strings, nulls and raw values. */
 static int rewrite(
@@ -95,30 +83,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	free(text);
 	return 0;
 }
-
-#ifdef PR_FUZZ_REPLAY
-static int replay(const char *path)
-{
-	static uint8_t data[1 << 20];
-	FILE *f = fopen(path, "rb");
-	size_t n;
-
-	if (!f) {
-		perror(path);
-		return -1;
-	}
-	n = fread(data, 1, sizeof(data), f);
-	(void)fclose(f);
-	return LLVMFuzzerTestOneInput(data, n);
-}
-
-int main(int argc, char **argv)
-{
-	int failed = 0;
-
-	for (int i = 1; i < argc; i++)
-		failed |= replay(argv[i]) != 0;
-	(void)printf("fuzz_json: %d files replayed\n", argc - 1);
-	return failed || argc < 2;
-}
-#endif

@@ -3,20 +3,9 @@
  * pr_json_flat reads it too. */
 #include "lib/json.h"
 
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "tests/fuzz/fuzz.h"
+
 #include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(int truth, const char *what)
-{
-	if (truth)
-		return;
-	(void)fprintf(stderr, "fuzz_json_text: %s\n", what);
-	abort();
-}
 
 static int count(
 	void *ctx, const char *name, size_t name_len, const char *value, size_t value_len, int is_null)
@@ -62,30 +51,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	free(text);
 	return 0;
 }
-
-#ifdef PR_FUZZ_REPLAY
-static int replay(const char *path)
-{
-	static uint8_t data[1 << 20];
-	FILE *f = fopen(path, "rb");
-	size_t n;
-
-	if (!f) {
-		perror(path);
-		return -1;
-	}
-	n = fread(data, 1, sizeof(data), f);
-	(void)fclose(f);
-	return LLVMFuzzerTestOneInput(data, n);
-}
-
-int main(int argc, char **argv)
-{
-	int failed = 0;
-
-	for (int i = 1; i < argc; i++)
-		failed |= replay(argv[i]) != 0;
-	(void)printf("fuzz_json_text: %d files replayed\n", argc - 1);
-	return failed || argc < 2;
-}
-#endif

@@ -1,25 +1,13 @@
 /* tests/fuzz/fuzz_row.c -- libFuzzer target of relay/batch.c: COPY BINARY rows. Any bytes: no crash, no read
- * outside, and an accepted row is exactly its fields, all of them inside the row. Built with
- * PR_FUZZ_REPLAY it is a program that replays the files named by its arguments.
+ * outside, and an accepted row is exactly its fields, all of them inside the row.
  * links: relay/batch.c */
 #include "relay/batch.h"
 
+#include "tests/fuzz/fuzz.h"
+
 #include <endian.h>
 #include <libpq-fe.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(int truth, const char *what)
-{
-	if (truth)
-		return;
-	(void)fprintf(stderr, "fuzz_row: %s\n", what);
-	abort();
-}
 
 static volatile unsigned char sum;
 
@@ -87,30 +75,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	batch_free(b);
 	return 0;
 }
-
-#ifdef PR_FUZZ_REPLAY
-static int replay(const char *path)
-{
-	static uint8_t data[1 << 20];
-	FILE *f = fopen(path, "rb");
-	size_t n;
-
-	if (!f) {
-		perror(path);
-		return -1;
-	}
-	n = fread(data, 1, sizeof(data), f);
-	(void)fclose(f);
-	return LLVMFuzzerTestOneInput(data, n);
-}
-
-int main(int argc, char **argv)
-{
-	int failed = 0;
-
-	for (int i = 1; i < argc; i++)
-		failed |= replay(argv[i]) != 0;
-	(void)printf("fuzz_row: %d files replayed\n", argc - 1);
-	return failed || argc < 2;
-}
-#endif

@@ -244,6 +244,8 @@ class Checker:
         if last[1] != where[1]:
             r.found("PARTITION_MOVED", f"{_at(where)}: aggregate {_text(agg)} was at {_at(last[2])}")
             last[1] = where[1]
+        if not aggseq:  # in no order with the others, says the journal
+            return
         if aggseq > last[0]:
             last[0], last[2] = aggseq, where
         elif again:

@@ -1,16 +1,15 @@
 #!/usr/bin/python3
-"""tests/support/demo.py -- `make demo`: the whole pipeline before your eyes, with failures.
+"""tests/support/demo.py -- `make demo`: the box office before your eyes, with failures.
 
-Starts a private Postgres, Kafka, relay and consumer with all their data below build/demo; a small shop
-commits reservations and payments; a second service with a database of its own holds a seat for each
-reservation; the screen shows what was committed, what stands on the topics, and what was handled. Then
-the relay is killed, the broker stopped, the consumer poisoned, starved and killed while you look
-(demo_seat.py), and at the end everything is counted by the independent checker.
+Starts a private Postgres, Kafka and Redis and every program of etc/services, with their data below build/demo, opens
+some concerts, and lets a crowd in: guests queue up, get their turn, hold seats and pay in each of the ways; some have no
+money, some let their time pass, some change their minds. Meanwhile things break (demo_story.py). In the end the audit
+says whether all balances.
 
-ONCE=1 ends by itself: exit status 0 when the count is perfect, 1 when it is not, 69 when a
-server did not start. Otherwise it stays up for playing until Ctrl-C, which counts once more.
-DEMO_BROKER=mock takes librdkafka's mock broker although the jars are there; DEMO_PACE=0.3
-makes the scenes shorter and DEMO_DIR puts the data elsewhere, both for tests.
+ONCE=1 ends by itself: exit status 0 when everything balances, 1 when it does not, 69 when a server did not start or a
+scene did not come to its end. Otherwise it stays up for playing until Ctrl-C, with the box office in a browser, and
+counts once more. DEMO_BROKER=mock takes librdkafka's mock broker although the jars are there; for tests, DEMO_PACE=0.3 makes
+the scenes shorter, DEMO_SCENES="doors,poison" plays only these, and DEMO_DIR puts the data elsewhere.
 Refuses to touch anything but its directory, and to run twice in one.
 """
 import collections
@@ -24,24 +23,31 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import audit  # noqa: E402
 import servers  # noqa: E402
 from demo_mock import MockKafka  # noqa: E402
-from demo_screen import Screen, clock, wrap  # noqa: E402
-from demo_seat import Seat  # noqa: E402
-from demo_shop import CALM_RATE, SHOP, TRUTH, Shop  # noqa: E402
-from demo_watch import Health, Records, Rows  # noqa: E402
+from demo_screen import Screen, clock  # noqa: E402
+from demo_story import Gateway, Later, Story  # noqa: E402
+from demo_watch import Health, Numbers, Records  # noqa: E402
+from gateway import Outside  # noqa: E402
+from stack import SINK, TOPICS, Stack, relays  # noqa: E402
 
 HERE = os.path.abspath(os.environ.get("DEMO_DIR") or os.path.join(servers.ROOT, "build", "demo"))
 PACE = float(os.environ.get("DEMO_PACE") or 1)
+SCENES = [s for s in os.environ.get("DEMO_SCENES", "").split(",") if s]
 ENV_FILE = os.path.join(HERE, "env")
-SEAT_FILE = os.path.join(HERE, "seat.cfg")  # a link to the consumer's config, for the CLI
-VARIANT = os.environ.get("POSTRIDER_VARIANT", "plain")
-TOPICS = {"outbox.event.reservation": 6, "outbox.event.payment": 6}
+CONFIG_DIR = os.path.join(HERE, "etc")  # a link to the programs' files, for the CLI
+PLATFORM_DIR = os.path.join(HERE, "platform")  # the sink's files
+VARIANT = servers.VARIANT = os.environ.get("POSTRIDER_VARIANT", "plain")  # what `make` builds, and nothing else
+# The crowd leaves the first two to those to whom something happens, and to whoever looks on; the third sells out.
+CONCERTS = (("Open rehearsal", 60, 5000), ("Matinee", 60, 6000), ("Small club, one night", 12, 7000),
+            ("The Post Riders, live", 320, 12000), ("Evening of the slow strings", 240, 9000))
+# As shipped a hundred a second are let in, and nobody would be seen waiting.
+ADMISSION = ["admission.users=1", "admission.every=1s"]
 
 
 class Stopped(BaseException):
@@ -66,102 +72,96 @@ def short(path):
 class Demo:
     def __init__(self, once):
         self.once = once
-        self.delivery = "exactly_once"
-        self.broker_name = "Kafka"
+        self.delivery, self.broker_name = "exactly_once", "Kafka"
         self.started = time.monotonic()
-        self.steps = []
-        self.foot = []
+        self.steps, self.foot, self.watchers = [], [], []
         self.show = True       # the part with the failures; afterwards it is for playing
         self.finished = False
         self.leave = False     # Ctrl-C while playing
-        self.result = None
-        self.committed_rate, self.record_rate, self.handled_rate, self.lag_series = (
-            collections.deque(maxlen=400) for _ in range(4))
+        self.audit = None
+        self.event_rate, self.fact_rate, self.sold_rate = (collections.deque(maxlen=400) for _ in range(3))
         self._sampled = (time.monotonic(), 0, 0, 0)
-        self.pg = self.kafka = self.relay = self.shop = self.records = self.rows = self.health = None
-        self.watchers = []
-        self.seat, self.seats_count = Seat(self, SEAT_FILE), None
+        self.stack = self.story = self.records = self.numbers = self.health = None
         self.screen = Screen(self)
 
     def elapsed(self):
         return time.monotonic() - self.started
 
-    def lag(self):
-        return self.shop.lag()
+    @property
+    def crowd(self):
+        return self.story.crowd if self.story else None
+
+    @property
+    def page(self):
+        return f"{self.stack.url('concert')}/"
 
     # -- start
 
     def prepare(self):
-        say = self.screen.say
-        say("Postrider: rows of an outbox in Postgres, published to Kafka by a relay, applied by a\n"
-            "consumer")
-        if self._mock():
+        say, row = self.screen.say, self._row
+        self.screen.fill("Postrider: a box office of small services that never call one another. Each commits its "
+                         "events to an outbox; relays publish them, consumers apply them, sagas lead and undo.")
+        kafka = None
+        if os.environ.get("DEMO_BROKER") == "mock" or not servers.kafka_jars():
             self.delivery, self.broker_name = "at_least_once", "mock broker"
             say("  Kafka's jars are not here (make setup fetches them), so librdkafka's mock\n"
-                "  broker stands in for it, and the relay runs at_least_once: a crash may\n"
+                "  broker stands in for it, and the relays run at_least_once: a crash may\n"
                 "  repeat events.")
-        say(f"  servers     data in {short(servers.test_dir())}, gone at the end")
-        self.pg = servers.Postgres(fresh=True, config={"unix_socket_directories": "", "shared_buffers": "64MB",
-                                                       "max_wal_size": "1GB"}).start()
-        self.db = self.pg.createdb("orders")
-        say(f"  Postgres    {self.pg.query('SHOW server_version')[0][0].split()[0]}, port {self.pg.port}")
-        self._start_broker()
-        say(f"  {'mock broker' if self._mock() else 'Kafka':<12}"
-            f"{'in a process of its own' if self._mock() else servers.KAFKA_VERSION}, {self.kafka.bootstrap}")
-        self._init()
-        quick = {"kafka": {"timeout": "1s"}} if self._mock() else {}
-        self.relay = servers.Relay(self.db.conninfo, self.kafka.bootstrap, delivery=self.delivery, variant=VARIANT,
-                                   config=quick)
-        self.relay.start()
-        self.seat.prepare(self.pg, self.kafka.bootstrap, VARIANT, quick)
-        self.relay.wait_ready(60)
-        say(f"  relay       http://127.0.0.1:{self.relay.port}")
-        self.seat.consumer.wait_ready(60)
-        say(f"  consumer    http://127.0.0.1:{self.seat.consumer.port}, group seat, database seat")
+            kafka = MockKafka({**{t: 2 for t in TOPICS}, **{f"postrider.positions.{w}": 1 for w in relays()}}).start()
+        row("servers", f"starting; their data is in {short(servers.test_dir())}, gone at the end")
+        gateway, tax = Gateway(), Outside()
+        options = {"queue": ADMISSION, "push-consumer": [f"alerts.configs={CONFIG_DIR}"],
+                   "payment": [f"gateway.url={gateway.url}", f"tax.url={tax.url}"], SINK: ["handler.files.max_age=2s"]}
+        os.mkdir(PLATFORM_DIR)
+        self.stack = s = Stack(options=options, variant=VARIANT, servers_config={"unix_socket_directories": ""}, kafka=kafka,
+                               platform_dir=PLATFORM_DIR)
+        s.start(240)
+        row("Postgres", f"{s.pg.query('SHOW server_version')[0][0].split()[0]}, port {s.pg.port}, {len(s.databases)} databases")
+        row("mock broker" if s.mock else "Kafka", f"{'in a process of its own' if s.mock else servers.KAFKA_VERSION}, {s.kafka.bootstrap}")
+        row("Redis", s.redis.address)
+        kinds = collections.Counter(p.kind if p.kind in ("consumer", "relay") else "service" for p in s.process.values())
+        row("programs", f"{kinds['service']} services, {kinds['consumer']} consumers, {kinds['relay']} relays; a payment gateway and a tax "
+            "server outside")
+        places = [self._open(*c) for c in CONCERTS]
+        self.story = Story(self, s, gateway, places)
+        row("concerts", f"{len(CONCERTS)}, with {sum(n for _, n, _ in CONCERTS)} seats")
+        row("files", f"every event as NDJSON, in {short(PLATFORM_DIR)}")
+        row("box office", self.page)
+        os.symlink(s.dir, CONFIG_DIR)
         self._write_env()
 
-    def _mock(self):
-        return os.environ.get("DEMO_BROKER") == "mock" or not servers.kafka_jars()
+    def _row(self, name, text):
+        self.screen.fill(f"  {name:<12}{text}", 14)
 
-    def _start_broker(self):
-        if self._mock():
-            self.kafka = MockKafka(dict(TOPICS, **{"postrider.positions.orders": 1})).start()
-            return
-        self.kafka = servers.Kafka(quick=True).start().warm()
-        for topic, n in TOPICS.items():
-            self.kafka.create_topic(topic, n)
-
-    def _init(self):
-        argv = ["init", "--conninfo", self.db.conninfo]
-        if not self._mock():
-            argv += ["--brokers", self.kafka.bootstrap, "--name", "orders"]
-        servers.Cli(variant=VARIANT).run(*argv, check=True)
-        self.db.psql(SHOP)
+    def _open(self, title, seats, price):
+        concert, (schedule,) = self.stack.open_concert(title, seats, price)
+        return concert, schedule
 
     def _write_env(self):
-        values = {"POSTRIDER_BROKERS": self.kafka.bootstrap, "POSTRIDER_ORDERS_CONNINFO": self.db.conninfo,
-                  "POSTRIDER_RELAY_URL": f"http://127.0.0.1:{self.relay.port}",
-                  "POSTRIDER_SEAT_CONNINFO": self.seat.db.conninfo,
-                  "POSTRIDER_SEAT_URL": f"http://127.0.0.1:{self.seat.consumer.port}"}
+        """What others need to drive the services; those of one database are the owner's of that word."""
+        s = self.stack
+        values = s.env() | {"POSTRIDER_ORDERS_CONNINFO": s.databases["order"].conninfo, "POSTRIDER_SEAT_CONNINFO": s.databases["concert"].conninfo,
+                   "POSTRIDER_RELAY_URL": f"http://127.0.0.1:{s['order-relay'].port}",
+                   "POSTRIDER_SEAT_URL": f"http://127.0.0.1:{s['concert-consumer'].port}"}
         with open(ENV_FILE + ".new", "w", encoding="utf-8") as f:
             f.writelines(f"{k}={shlex.quote(v)}\n" for k, v in values.items())
         os.rename(ENV_FILE + ".new", ENV_FILE)
 
     def go_live(self):
-        self.shop = Shop(self.db.conninfo)
-        self.records = Records(self.kafka.bootstrap, TOPICS, self.shop)
-        self.rows, self.health = Rows(self.db, "SELECT count(*) FROM outbox.event"), Health(self.relay, "relay")
-        self.watchers = [self.records, self.rows, self.health, *self.seat.watch()]
+        s = self.stack
+        topics = {t: 2 for t in TOPICS if t.startswith("outbox.event.")}
+        self.records, self.numbers, self.health = Records(s.kafka.bootstrap, topics), Numbers(s.databases), Health(s.process)
+        self.watchers = [self.records, self.numbers, self.health]
         for w in self.watchers:
             w.start()
         if not self.records.ready.wait(60):
-            raise Failed("the consumer did not find its topics within 60 s")
+            raise Failed("the viewer did not find its topics within 60 s")
         self.screen.say("ready")
         self.started = time.monotonic()
         self.screen.open()
-        self.shop.start()
+        self.story.open()
 
-    # -- what is shown; each part yields once per frame
+    # -- what a scene asks for; each part yields once per frame
 
     def step(self, text):
         self.steps.append((self.elapsed(), text))
@@ -178,107 +178,97 @@ class Demo:
         end = time.monotonic() + timeout
         while not true():
             if time.monotonic() > end:
-                raise Failed(f"waited {timeout} s for {what}")
+                raise Failed(f"waited {timeout} s for {what() if callable(what) else what}")
             yield
 
-    def flows(self):
-        return self.health.state == "ok" and self.lag() < 0.5
+    def aside(self, work, timeout, what):
+        """The result of something that takes a while."""
+        done = Later(work)
+        yield from self.until(done.done, timeout, what)
+        return done.result()
 
-    def story(self):
-        self.step("A shop commits reservations and payments, each with its event in the same transaction; one in ten "
-                  "rolls back.")
-        yield from self.until(lambda: self.records.count > 0, 30, "the first record")
-        yield from self.seconds(6)
-        yield from self.kill_the_relay()
-        yield from self.stop_the_broker()
-        yield from self.seat.story()
-        yield from self.count()
+    def told(self, name, state):
+        """The program says so itself."""
+        return lambda: self.health.of[name][0] == state
 
-    def kill_the_relay(self):
-        self.step(f"kill -9 {self.relay.pid}: the relay dies in the middle of its work. The shop does not notice; rows "
-                  "wait in Postgres.")
-        self.relay.kill9()
-        yield from self.seconds(4)
-        self.relay.start()
-        self.step("The relay is started again: it " + ("fences its dead self, " if self.delivery == "exactly_once" else "")
-                  + "reads its position from Kafka and goes on from there.")
-        yield from self.until(self.flows, 60, "the relay to catch up after its death")
-        yield from self.seconds(5)
+    def is_well(self, *names):
+        """All of these, by their own word, and of now."""
+        since = time.monotonic()
+        return lambda: self.health.looked > since and all(self.health.of[n][0] in ("ok", "standby") for n in names)
 
-    def stop_the_broker(self):
-        if self._mock():
-            self.step("The broker freezes: nothing can be published, the lag grows, the relay says why.")
-            self.kafka.sigstop()
-            yield from self.seconds(7)
-            self.kafka.sigcont()
-        else:
-            self.step(f"kill -9 {self.kafka.pid}: the broker is gone. Nothing can be published, the lag grows, the relay "
-                      "says why.")
-            self.kafka.kill()
-            yield from self.seconds(7)
-            self.kafka.start(wait=False)
-        self.step("The broker comes back: what had waited goes out, in order.")
-        yield from self.until(self.flows, 90, "the relay to catch up after the broker's return")
-        yield from self.seconds(4)
+    def cli(self, *args):
+        """Runs the CLI as an operator would; fails as the demonstration fails."""
+        log = os.path.join(servers.new_dir("cli"), "out")
+        proc = servers.spawn([servers.bin_path("postrider", VARIANT), *args], log=log, env=servers._clean_env())
+        yield from self.until(lambda: proc.poll() is not None, 60, f"postrider {args[0]} {args[1]}")
+        if proc.returncode:
+            raise Failed(f"postrider {' '.join(args)}: exit {proc.returncode}\n{servers.tail(log)}")
+
+    # -- the whole
+
+    def whole_story(self):
+        for scene in self.story.scenes(SCENES):
+            try:
+                yield from scene()
+                yield from self.seconds(1)
+            except (Failed, AssertionError, OSError) as e:
+                if self.once:
+                    raise Failed(f"{scene.__name__}: {e}") from None
+                self.step(f"This scene did not come to its end: {str(e).splitlines()[0]}. Everything stays up all the same.")
+                self.story.mend()
+        try:
+            yield from self.count()
+        except Failed as e:
+            if self.once:
+                raise
+            self.step(f"{str(e).splitlines()[0]}. Everything stays up all the same.")
 
     def count(self):
-        """Stops the shop, waits for the last record, and has the checker count."""
-        self.step("The shop closes. When the last record has arrived, everything is counted from both ends.")
-        self.shop.stop()
-        if self.shop.error:
-            raise Failed(f"the shop lost its database: {self.shop.error}")
-        with contextlib.suppress(Failed):  # what is missing is for the checker to say
-            yield from self.until(lambda: self.lag() == 0, 30, "the last record")
-            yield from self.seat.settle()
-        done = []
-        checking = threading.Thread(target=self._check, args=(done,), daemon=True)
-        checking.start()
-        yield from self.until(lambda: done, 180, "the checker")
-        if isinstance(done[0], Exception):
-            raise Failed(f"the checker could not finish: {done[0]}")
-        self.result, self.seats_count = done[0]
-        self.step(self.verdict())
-        self.step(self.seats_count.verdict())
-
-    def _check(self, done):
-        import checker
+        """The crowd goes home; when nothing is under way any more, everything is counted."""
+        self.step("The box office closes. When nothing is under way any more the audit counts: money, seats, reservations, tokens, orders, "
+                  "facts, files, records.")
+        yield from self.story.go_home()
         try:
-            result = checker.check(self.db.conninfo, self.kafka.bootstrap, list(TOPICS), self.delivery, settle=5,
-                                   journal_sql=TRUTH)
-            done.append((result, self.seat.count()))
+            self.audit = yield from self.aside(self._check, 240, "the audit")
         except Exception as e:  # pylint: disable=broad-except
-            done.append(e)
+            self.audit = None
+            raise Failed(f"the audit could not finish: {e}") from e
+        for line in self.result():
+            self.step(line)
 
-    def verdict(self):
-        """The count in one line, made to be read by people and by tests."""
-        c = self.result.counts
-        order = "kept" if not c["ORDER"] and not c["PARTITION_MOVED"] else "BROKEN"
-        records = self.result.records
-        return (f"count: committed rows {self.result.journal} {'=' if records == self.result.journal else '<>'} records "
-                f"{records}, {c['LOST']} lost, {c['DUP']} duplicated, {c['PHANTOM']} invented, order {order}")
+    def result(self):
+        return self.audit.count(), self.audit.found(), self.audit.verdict()
+
+    def _check(self):
+        self.stack.settle(120)
+        return audit.of_stack(self.stack, brokers=self.stack.kafka.bootstrap)
 
     # -- playing
 
     def play(self):
+        s = self.stack
+        s.options.pop("queue")  # as shipped, from now on
+        s.set("queue")
         self.foot = [
-            ("2", "It stays up for playing, until Ctrl-C. Paste into another terminal:"),
-            (None, f"psql -h 127.0.0.1 -p {self.pg.port} -U postgres orders -c 'SELECT reserve()'"),
-            (None, f"psql -h 127.0.0.1 -p {self.pg.port} -U postgres seat -c 'TABLE seat.overview'"),
-            (None, f"build/bin/postrider show consumers -c {short(SEAT_FILE)}"),
-            (None, f"build/bin/postrider dlq list -c {short(SEAT_FILE)}"),
-            (None, f"build/bin/postrider status --url http://127.0.0.1:{self.relay.port}"),
+            ("2", "It stays up for playing, until Ctrl-C. The box office, in a browser:"),
+            ("1", self.page),
+            ("2", "Or paste into another terminal:"),
+            (None, f"build/bin/postrider saga list -c {short(CONFIG_DIR)}/engine-consumer.cfg"),
+            (None, f". {short(ENV_FILE)}; curl -s $POSTRIDER_CONCERT_URL/concerts"),
+            (None, f"build/bin/postrider show consumers -c {short(CONFIG_DIR)}/payment-consumer.cfg"),
+            (None, f"build/bin/postrider status --url http://127.0.0.1:{s['payment-relay'].port}"),
+            (None, f"build/bin/postrider reconcile -c {short(CONFIG_DIR)}/{SINK}.cfg"),
+            (None, f"ls {short(PLATFORM_DIR)}/*/*/*"),
+            (None, "tests/support/audit.py"),
         ]
-        if shutil.which("kcat"):
-            self.foot.append((None, f"kcat -b {self.kafka.bootstrap} -C -t outbox.event.payment -o -5"))
         if not self.screen.live:
             for _, text in self.foot:
                 self.screen.say(text)
         self.show = False
-        counted = self.shop
-        self.shop = Shop(self.db.conninfo)
-        self.shop.rate, self.shop.rolled_back, self.shop.transactions = CALM_RATE, counted.rolled_back, counted.transactions
-        self.records.shop = self.shop
-        self.shop.start()
+        before = self.crowd.count
+        self.story.crowd = self.story.new_crowd(0.4, self.story.places[2:])
+        self.crowd.count = before
+        self.crowd.start()
         while not self.leave:
             yield
         self.foot = []
@@ -297,53 +287,36 @@ class Demo:
     def _sample(self):
         now = time.monotonic()
         then, *before = self._sampled
-        if now - then < 0.5:
+        if now - then < 1:
             return
-        counts = (self.rows.count, self.records.count, self.seat.handled)
-        for series, n, m in zip((self.committed_rate, self.record_rate, self.handled_rate), counts, before):
+        counts = (self.records.count, self.numbers.facts, self.numbers.sold)
+        for series, n, m in zip((self.event_rate, self.fact_rate, self.sold_rate), counts, before):
             series.append(max(0, n - m) / (now - then))
-        self.lag_series.append(self.lag())
         self._sampled = (now, *counts)
 
     def perfect(self):
-        """What a visitor left held back while playing is not lost."""
-        r, s = self.result, self.seats_count
-        return r is not None and r.ok and (r.records == r.journal or self.delivery == "at_least_once") and \
-            s.ok() and not (s.held and self.show)
+        return self.audit is not None and self.audit.ok and all(p.running() for p in self.stack.process.values())
 
     def closing(self):
         """What stays on the terminal when all is over."""
-        say, c, r = self.screen.say, self.result.counts, self.result
-        if self.screen.live:
-            for at, text in self.steps[:-2]:
-                lines = wrap(text, min(90, shutil.get_terminal_size().columns - 10))
-                say(self.screen.paint("2", f"  {clock(at):>5}  {lines[0]}"))
-                for more in lines[1:]:
-                    say(self.screen.paint("2", f"         {more}"))
-        say()
-        order = c["ORDER"] + c["PARTITION_MOVED"]
-        rows = [("committed rows", r.journal, f"{self.shop.rolled_back:,} rolled back: none of theirs may show"),
-                ("records", r.records, "read back from the topics, read_committed"),
-                ("lost", c["LOST"], "committed, not on the topics"),
-                ("duplicated", c["DUP"], "more than once" + ("" if self.delivery == "exactly_once"
-                                                             else ": allowed, the relay ran at_least_once")),
-                ("invented", c["PHANTOM"], "on the topics, not committed"),
-                ("damaged", c["CORRUPT"], "key, value or headers differ"),
-                ("out of order", order, f"within each of {r.aggregates:,} keys")]
-        for i, (name, n, what) in enumerate(rows + self.seats_count.table(self.seat.health.duplicates)):
-            if i == len(rows):
-                say()
-            say(f"  {name:<15}{n:>9,}   " + self.screen.paint("2", what))
-        say()
-        for line in (self.verdict(), self.seats_count.verdict()):
-            say("  " + self.screen.paint("1;32" if self.perfect() else "1;31", line))
-        if not r.ok:
-            say(r.report())
+        screen, c = self.screen, self.crowd.count
+        if screen.live:
+            for at, text in self.steps[:-len(self.result())]:
+                screen.fill(f"  {clock(at):>5}  {text}", 9, "2")
+        screen.say()
+        others = ", ".join(f"{n} {what}" for what, n in c.most_common() if what != "guests")
+        screen.fill(f"  {c['guests']} guests came: {others}", 2)
+        screen.say()
+        screen.say(self.audit.table(screen.width()))
+        screen.say()
+        for line in self.result():
+            screen.fill("  " + line, 4, "1;32" if self.perfect() else "1;31")
 
     def stop(self):
-        for w in (self.shop, *self.watchers):
-            if w:
-                w.stop()
+        if self.story:
+            self.story.close()
+        for w in self.watchers:
+            w.stop()
 
 
 def die_with_parent():
@@ -380,7 +353,8 @@ def take_directory():
         sys.exit(f"demo: another one runs in {short(HERE)}; end it first")
     for left in glob.glob(os.path.join(HERE, "run-*")) + [os.path.realpath(os.path.join(HERE, "elsewhere"))]:
         shutil.rmtree(left, ignore_errors=True)
-    for path in (ENV_FILE, SEAT_FILE):
+    shutil.rmtree(PLATFORM_DIR, ignore_errors=True)
+    for path in (ENV_FILE, CONFIG_DIR):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     os.environ["POSTRIDER_TEST_DIR"] = open_directory()
@@ -405,9 +379,9 @@ def act(demo):
     """The whole demonstration; returns the exit status."""
     demo.prepare()
     demo.go_live()
-    demo.run(demo.story())
+    demo.run(demo.whole_story())
     demo.finished = True
-    if not demo.once and demo.perfect():
+    if not demo.once:
         demo.run(demo.play())
     demo.screen.close()
     demo.closing()
@@ -424,7 +398,8 @@ def clean_up(demo):
     elsewhere = os.path.join(HERE, "elsewhere")
     if os.path.islink(elsewhere):
         shutil.rmtree(os.path.realpath(elsewhere), ignore_errors=True)
-    for path in (ENV_FILE, SEAT_FILE, elsewhere):
+    shutil.rmtree(PLATFORM_DIR, ignore_errors=True)
+    for path in (ENV_FILE, CONFIG_DIR, elsewhere):
         with contextlib.suppress(OSError):
             os.unlink(path)
 
@@ -450,9 +425,8 @@ def main():
         rc = 69
         demo.screen.close()
         print(f"demo: {e}", file=sys.stderr)
-        for server in (demo.seat.consumer, demo.relay, demo.kafka, demo.pg):
-            if server and os.path.exists(server.log):
-                print(f"\nlast words of {server.name}:\n{servers.tail(server.log, 8)}", file=sys.stderr)
+        if demo.stack:
+            print(demo.stack.complaints(), file=sys.stderr)
     finally:
         clean_up(demo)
     return rc

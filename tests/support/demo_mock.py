@@ -32,6 +32,7 @@ def serve(topics):
 class MockKafka(servers.Server):
     """topics: {name: partitions}."""
     name = "mock broker"
+    mock = True
 
     def __init__(self, topics):
         self.topics = topics
@@ -47,7 +48,8 @@ class MockKafka(servers.Server):
                 raise self._died()
             with open(self.log, encoding="utf-8") as f:
                 return f.readline().strip()
-        self.bootstrap = servers.wait_until(address, 20, "the mock broker's address")
+        self.bootstrap = servers.wait_until(address, 20, "the mock broker's address").split(",")[0]
+        self.port = int(self.bootstrap.rpartition(":")[2])
         return self
 
 

@@ -8,13 +8,15 @@ import os
 import shutil
 import sys
 import termios
+import textwrap
 import time
+
+from demo_watch import WAYS
 
 UTF8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 BARS = " ▁▂▃▄▅▆▇█" if UTF8 else " .:-=+*#@"
 DONE, NOW, DOT, ARROW, ELLIPSIS = ("✓", "▸", "●", "─▶", "…") if UTF8 else ("+", ">", "*", "->", "...")
-STATE_COLOR = {"ok": "32", "warn": "33", "paused": "33", "starting": "33", "standby": "33", "stopping": "33",
-               "error": "31", "dead": "31"}
+STATE_COLOR = {"ok": "32", "standby": "32", "error": "31", "dead": "31"}
 
 
 def clock(seconds):
@@ -40,7 +42,7 @@ class Screen:
         self.live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self.color = self.live and not os.environ.get("NO_COLOR")
         self.opened = False
-        self.next_line, self.states = 0.0, None
+        self.next_line, self.said = 0.0, None
         self.tty = None
 
     def paint(self, code, text):
@@ -49,6 +51,15 @@ class Screen:
     def say(self, text=""):
         """A line outside the live view."""
         print(text, flush=True)
+
+    def width(self):
+        """0: a pipe's, as wide as a line is."""
+        return shutil.get_terminal_size().columns if self.live else 0
+
+    def fill(self, text, indent=0, code=None):
+        """Outside the live view, in lines that fit, from the second on indented."""
+        for line in textwrap.wrap(text, min(100, self.width() or 100) - 1, subsequent_indent=" " * indent, break_on_hyphens=False):
+            self.say(self.paint(code, line) if code else line)
 
     def open(self):
         if not self.live:
@@ -78,20 +89,25 @@ class Screen:
         if not self.live:
             self.say(f"{clock(at):>5}  {NOW} {text}")
 
+    # -- lines
+
     def frame(self):
         if self.live:
             self._redraw()
             return
         d = self.demo
-        states = (d.health.state, d.seat.health.state)
-        if time.monotonic() >= self.next_line or states != self.states:  # a change of state is said at once
-            self.next_line, self.states = time.monotonic() + (2 if d.show else 30), states
-            self.say(f"{clock(d.elapsed()):>5}    rows committed {d.rows.count:>7,}   records on the topics "
-                     f"{d.records.count:>7,}   lag {d.lag():5.2f} s   relay {d.health.state}: {d.health.sentence}")
-            numbers = "   ".join(f"{name} {value:>{6 if name == 'handled' else 1}}"
-                                 for name, value, _ in self._seat_cells())
-            health = d.seat.health
-            self.say(f"         group seat: {numbers}   consumer {health.state}: {health.sentence}")
+        worst = d.health.worst()[:1]
+        if time.monotonic() >= self.next_line or [w[:2] for w in worst] != self.said:  # a change of state is said at once
+            self.next_line, self.said = time.monotonic() + (2 if d.show else 30), [w[:2] for w in worst]
+            self.say(f"{clock(d.elapsed()):>5}    " + self._words(self._people() + self._facts()))
+            well = f"{worst[0][0]} {worst[0][1]}: {worst[0][2]}" if worst else f"all {len(d.health.of)} programs are well"
+            self.say(f"         {self._words(self._ways())}   {well}")
+
+    @staticmethod
+    def _words(cells):
+        return "   ".join(f"{name} {value}" for name, value, _ in cells)
+
+    # -- the picture
 
     def _redraw(self):
         size = shutil.get_terminal_size()
@@ -115,22 +131,26 @@ class Screen:
     def _lines(self, width, height):
         d = self.demo
         tall = height >= 29
-        playing = d.finished and d.foot
-        top = self._title(width) + [[]] + self._numbers(width) + ([[]] if tall else []) + self._seat(width)
-        if height >= 36 or not playing:
-            top += [[]] + self._graphs(width, tall)
-        top += [[]] + self._health(width, 2 if height >= 36 else 1)
+        gap = 3 if width < 100 else 6
+        top = self._title(width) + [[("2", f"  {d.page} in your browser: buy a ticket yourself")]] + [[]] * tall
+        tables = (self._people(), self._ways(), self._facts())
+        wide = [max(len(w) for t in tables for c in t[i:i + 1] for w in c[:2]) + gap for i in range(max(map(len, tables)))]
+        for cells in tables:
+            top += self._table(cells, wide) + [[]] * tall
+        if tall:
+            top += [self._undone(), []]
+        if tall and (height >= 34 or not d.foot):
+            top += self._graphs(width) + [[]]
+        top += self._programs(width, 2 if height >= 36 else 1)
         bottom = self._foot(height)
         room = height - len(top) - len(bottom) - 4  # two headings, two blank lines
-        steps = self._steps(width, max(4, room // 2))
+        steps = self._steps(width, max(3, room // 2))
         events = self._events(width, max(0, room - len(steps)))
-        return (top + [[]] + [[("2", "  What happens here")]] + steps + [[]] + [[("2", self._heading(width))]] + events
-                + bottom) if d else []
+        return top + [[]] + [[("2", "  What happens here")]] + steps + ([[]] + [[("2", self._heading(width))]] + events if events else []) + bottom
 
     def _title(self, width):
         d = self.demo
-        way = f" {ARROW} ".join(("orders", "relay", d.broker_name, "consumer", "seat"))
-        left = [("1", "  Postrider"), (None, f"   {way}")]
+        left = [("1", "  Postrider"), (None, f"   a box office: {len(d.health.of)} programs, {d.broker_name}, Postgres, Redis")]
         used = sum(len(t) for _, t in left)
         right = f"{d.delivery.replace('_', ' ')}  {clock(d.elapsed())} "
         if used + len(right) >= width:
@@ -138,84 +158,76 @@ class Screen:
         return [left + [(None, " " * max(1, width - 1 - used - len(right))), ("2", right)]]
 
     @staticmethod
-    def _seconds(lag):
-        return f"{lag:.2f} s" if lag < 100 else f"{lag:.0f} s"
-
-    @staticmethod
-    def _lag_color(lag):
-        return "1" if lag < 1 else "1;33" if lag < 30 else "1;31"
-
-    @staticmethod
-    def _table(cells, gap):
-        """Names above, values below."""
+    def _table(cells, wide):
+        """Names above, values below, in columns that all tables have."""
         names, values = [(None, "  ")], [(None, "  ")]
-        for name, value, code in cells:
-            w = max(len(name), 7) + gap
+        for i, ((name, value, code), w) in enumerate(zip(cells, wide)):
+            w *= i < len(cells) - 1  # the last one needs no room behind it
             names.append(("2", f"{name:<{w}}"))
             values.append((code, f"{value:<{w}}"))
         return [names, values]
 
-    def _numbers(self, width):
-        d = self.demo
-        lag = d.lag()
-        color = self._lag_color(lag)
-        return self._table([
-            ("rows committed", f"{d.rows.count:,}", "1"), ("records on the topics", f"{d.records.count:,}", "1"),
-            ("on their way", f"{max(0, d.rows.count - d.records.count):,}", color), ("lag", self._seconds(lag), color),
-        ], 3 if width < 100 else 8)
+    def _undone(self):
+        """At which step those failed that were undone."""
+        at = self.demo.numbers.failed().most_common()
+        return [("2", "  undone, by the step that failed: "), ("1;33" if at else "2", "  ".join(f"{step} {n}" for step, n in at) or "none")]
 
-    def _seat_cells(self):
-        """Of the consumer group: what was applied, and what is held back."""
-        seat = self.demo.seat
-        lag = seat.health.lag()
-        return [("handled", f"{seat.handled:,}", "1"), ("duplicates", f"{seat.health.duplicates:,}", "1"),
-                ("parked keys", f"{seat.parked_keys:,}", "1;33" if seat.parked_keys else "1"),
-                ("dead letters", f"{seat.dead_letters:,}", "1;31" if seat.dead_letters else "1"),
-                ("lag", self._seconds(lag), self._lag_color(lag))]
+    def _people(self):
+        d, n = self.demo, self.demo.numbers
+        return [("guests", f"{d.crowd.count['guests'] if d.crowd else 0:,}", "1"), ("queueing", f"{n.waiting:,}", "1"),
+                ("their turn", f"{n.active:,}", "1"), ("seats held", f"{n.held:,}", "1"), ("expired", f"{n.expired:,}", "1"),
+                ("sold", f"{n.sold:,} of {n.seats:,}", "1;32")]
 
-    def _seat(self, width):
-        return self._table([("group", "seat", "1")] + self._seat_cells(), 3 if width < 100 else 6)
+    def _ways(self):
+        """What was paid, by the way of paying; what was undone, and what is under way."""
+        n = self.demo.numbers
+        stuck = n.sagas("STUCK")
+        return [("paid: " * (i == 0) + way, f"{n.paid(way):,}", "1;32") for i, way in enumerate(WAYS)] + [
+            ("undone", f"{sum(n.failed().values()):,}", "1;33")] + ([("stuck", f"{stuck:,}", "1;31")] if stuck else [])
 
-    def _graphs(self, width, tall):
+    def _facts(self):
+        n = self.demo.numbers
+        lag = n.facts_lag()
+        return [("money taken", f"{n.money:,}", "1"), ("pending", f"{n.pending:,}", "1"), ("events", f"{n.events:,}", "1"),
+                ("on topics", f"{self.demo.records.count:,}", "1"), ("facts", f"{n.facts:,}", "1"),
+                ("platform lags", f"{lag:.1f} s", "1" if lag < 3 else "1;33" if lag < 30 else "1;31")]
+
+    def _graphs(self, width):
         d = self.demo
         room = min(width - 26, 120)
         lines = []
-        # All rates on one scale, with the usual rate in the middle; a burst fills its column.
-        rates = sorted(d.committed_rate) or [1]
-        usual = max(1, rates[len(rates) // 2])
-        series = [("committed", d.committed_rate, "/s")] if tall else []
-        for name, values, unit in series + [("on topics", d.record_rate, "/s"), ("handled", d.handled_rate, "/s"),
-                                            ("lag", d.lag_series, " s")]:
+        for name, values, unit in (("events", d.event_rate, "/s"), ("facts", d.fact_rate, "/s"), ("sold", d.sold_rate, "/s")):
             values = list(values)[-room:]
-            # The lag's bars grow with its root: a second must be seen beside ten.
-            top = max(values + [4]) if name == "lag" else 2 * usual
-            heights = ((v / top) ** (0.5 if name == "lag" else 1) for v in values)
-            bar = "".join(BARS[min(len(BARS) - 1, round(h * (len(BARS) - 1)))] for h in heights)
-            now = (f"{values[-1]:,.0f}" if name != "lag" else f"{values[-1]:.1f}") if values else "0"
-            color = "36" if name != "lag" else "33"
-            lines.append([("2", f"  {name:<10} "), (color, f"{bar:>{room}}"), (None, f" {now}{unit}")])
+            rates = sorted(values) or [1]
+            top = max(2 * rates[len(rates) // 2], rates[-1] / 2, 1)
+            bar = "".join(BARS[min(len(BARS) - 1, round(v / top * (len(BARS) - 1)))] for v in values)
+            now = f"{values[-1]:,.0f}" if values else "0"
+            lines.append([("2", f"  {name:<10} "), ("36", f"{bar:>{room}}"), (None, f" {now}{unit}")])
         return lines
 
-    def _health(self, width, most):
-        """One word and one sentence of each program, in as many lines each, so that nothing jumps."""
+    def _programs(self, width, most):
+        """A dot for each program, by service: the service, its consumers, its relay; below, who is not well."""
         d = self.demo
-        out = []
-        for name, health in (("relay", d.health), ("consumer", d.seat.health)):
-            color = STATE_COLOR.get(health.state, "33")
-            text = health.sentence if health.state == "dead" else f"{health.state}: {health.sentence}"
-            lines = wrap(text, width - 17) + [""]
-            if most == 1:
-                lines = [text]
-            out.append([("2", f"  {name:<10} "), (color, f"{DOT} {lines[0]}")])
-            out += [[(color, f"               {more}")] for more in lines[1:most]]
-        return out
+        groups = {}
+        for name in d.health.of:
+            groups.setdefault(name.split("-")[0].split(".")[0], []).append(name)
+        lines, line, used = [], [(None, "  ")], 2
+        for word, names in groups.items():
+            if used + len(word) + len(names) + 3 > width:
+                lines.append(line)
+                line, used = [(None, "  ")], 2
+            line += [("2", word + " ")] + [(STATE_COLOR.get(d.health.of[n][0], "33"), DOT) for n in sorted(names)] + [(None, "  ")]
+            used += len(word) + len(names) + 3
+        lines.append(line)
+        worst = d.health.worst()[:most]
+        said = [[(STATE_COLOR.get(s, "33"), f"  {n} {s}: {t}" if s != "dead" else f"  {n} {t}")] for n, s, t in worst]
+        return lines + said + [[("2", "  all programs are well")] if not worst and i == 0 else [] for i in range(most - len(said))]
 
     def _steps(self, width, room):
         """The latest steps, the one of now in bold; older ones shrink to what fits."""
         d = self.demo
         out = []
-        steps = list(d.steps)
-        for i, (at, text) in enumerate(reversed(steps)):
+        for i, (at, text) in enumerate(reversed(list(d.steps))):
             now = i == 0 and not d.finished
             lines = wrap(text, width - 12)
             block = [[("32" if not now else "1;33", f"  {NOW if now else DONE} "),
@@ -228,25 +240,21 @@ class Screen:
 
     @staticmethod
     def _columns(width):
-        topic = 26 if width >= 96 else 12
-        return topic, 9, 21
+        return (26 if width >= 96 else 13), (38 if width >= 110 else 10), 22
 
     def _heading(self, width):
         topic, key, kind = self._columns(width)
-        names = "id, outbox-seq" + (", tenant" if width >= 96 else "")
-        return f"  {'Last events':<14}{'topic':<{topic}}{'key':<{key}} {'headers: type':<{kind}} {names}"
+        return f"  {'Last events':<14}{'topic':<{topic}}{'key':<{key}} {'headers: type':<{kind}} outbox-seq"
 
     def _events(self, width, room):
         topic, key, kind = self._columns(width)
         out = []
-        for at, name, k, headers in list(self.demo.records.last)[-room:] if room else []:
+        for at, name, k, headers in list(self.demo.records.last)[-room:] if room > 0 else []:
             stamp = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
             name = name if topic > 20 else name.replace("outbox.event.", "")
-            event_id = headers.get("id", "?")
-            rest = f" {event_id if width >= 120 else event_id[:8] + ELLIPSIS} {headers.get('outbox-seq', '?'):>6}"
-            rest += f" {headers.get('tenant', '')}" if width >= 96 else ""
+            k = k if len(k) < key else k[-(key - 2):]
             out.append([("2", f"  {stamp:<14}"), (None, f"{name:<{topic}}"), ("36", f"{k:<{key}}"),
-                        (None, f" {headers.get('type', '?'):<{kind}}"), ("2", rest)])
+                        (None, f" {headers.get('type', '?'):<{kind}}"), ("2", f" {headers.get('outbox-seq', '?'):>6}")])
         return out + [[]] * (room - len(out))
 
     def _foot(self, height):

@@ -108,9 +108,8 @@ class Inbox:
         self.name = f"{word}{os.getpid()}x{next(_count)}"
         self.group = self.name
         self.pg, self.kafka = pg, kafka
-        self.db = pg.createdb(self.name)
+        self.db = pg.createdb(self.name, schema=True)
         self.conninfo, self.brokers = self.db.conninfo, kafka.bootstrap
-        servers.Cli().run("init", "--conninfo", self.db.conninfo, check=True)
         self.db.psql(SCHEMA)
         self.partitions = partitions
         self.topic = kafka.create_topic("in." + self.name, partitions) if partitions else None
@@ -118,6 +117,7 @@ class Inbox:
         self.keys = collections.defaultdict(list)  # key: its ids, in order
         self.sent = {}  # id: (key, seq)
         self.lock = threading.Lock()
+        self.undelivered = []
         self._producer = None
 
     # -- consumers
@@ -148,14 +148,20 @@ class Inbox:
     def producer(self):
         if self._producer is None:
             from confluent_kafka import Producer
-            self._producer = Producer({"bootstrap.servers": self.kafka.bootstrap, "enable.idempotence": True,
+            # One at a time: when a new topic's first batch is refused for a moment, the broker takes the second for the
+            # first, and the client then takes the first for delivered (KAFKA-15591): the truth must be on the topic.
+            self._producer = Producer({"bootstrap.servers": self.kafka.bootstrap, "enable.idempotence": True, "max.in.flight": 1,
                                        "linger.ms": 2, "log_level": 0, "message.max.bytes": 20 << 20,
-                                       "queue.buffering.max.messages": 1000000, "reconnect.backoff.max.ms": 200})
+                                       "queue.buffering.max.messages": 1000000, "message.timeout.ms": 0, "reconnect.backoff.max.ms": 200})
         return self._producer
 
     def put(self, key, value, headers=(), topic=None, **more):
         """Any record; not part of the truth."""
-        self.producer.produce(topic or self.topic, value, key, headers=list(headers), **more)
+        self.producer.produce(topic or self.topic, value, key, headers=list(headers), on_delivery=self._delivered, **more)
+
+    def _delivered(self, err, _):
+        if err:
+            self.undelivered.append(str(err))
 
     def event(self, key, payload=None, id=None, **more):
         """One well-formed event, next of its key; returns its id."""
@@ -174,7 +180,8 @@ class Inbox:
         return ids
 
     def flush(self, timeout=30):
-        assert self.producer.flush(timeout) == 0, "the input is not on the topic"
+        assert self.producer.flush(timeout) == 0 and not self.undelivered, \
+            f"the input is not on the topic: {self.undelivered[:3]}"
 
     @contextlib.contextmanager
     def stream(self, rate=1000, keys=20):
@@ -215,7 +222,17 @@ class Inbox:
         try:
             wait_until(there, timeout, f"{n} effects", interval=0.01, ignore=(psycopg2.OperationalError,))
         except WaitTimeout as e:
-            raise AssertionError(f"{e}; {seen} are there\n{self.logs()}") from None
+            raise AssertionError(f"{e}; {seen} are there\n{self.standing()}\n{self.logs()}") from None
+
+    def standing(self):
+        """What tells late from lost: positions and ends, what is held back, and the ids that are remembered."""
+        asked = {"positions": "SELECT topic, partition, lane, next_offset, epoch FROM inbox.position ORDER BY 1, 2, 3",
+                 "parked, dead, seen": "SELECT (SELECT count(*) FROM inbox.parked), (SELECT count(*) FROM inbox.dead_letter),"
+                                       " (SELECT count(*) FROM inbox.seen)",
+                 "sessions": "SELECT application_name, state, wait_event, now() - state_change, left(query, 60)"
+                             " FROM pg_stat_activity WHERE application_name LIKE 'postrider-consumer%'"}
+        return "; ".join(f"{what}: {self.db.query(sql)}" for what, sql in asked.items()) + \
+            f"; ends: {self.kafka.end_offsets(self.topic)}"
 
     def flows(self, more=100, timeout=20):
         """Until so many more effects are there."""

@@ -31,7 +31,8 @@ run() {
 	esac
 }
 
-# A room knows itself, lib/, the generated SQL and the applications' face; lib/ only itself.
+# A room knows itself, lib/, the generated SQL and the applications' face; lib/ only itself. A room within the consumers'
+# (consumers/saga/) knows the consumers' too.
 check_includes() {
 	for f in $(files '\.[ch]$'); do
 		case $f in tests/* | bench/*) continue ;; esac
@@ -41,6 +42,7 @@ check_includes() {
 			own = index(name, room) == 1 && index(substr(name, length(room) + 1), "/") == 0
 			if (own || name == "sql.h" || name ~ /^lib\/[^\/]*$/) next
 			if (room != "lib/" && name == "producers/outbox.h") next
+			if (room ~ /^consumers\/[^\/]*\/$/ && name ~ /^consumers\/[^\/]*$/) next
 			print f ":" line ": a file of " room " may not include \"" name "\""
 		}'
 	done
@@ -81,31 +83,37 @@ check_sabotage() {
 
 # Paths of the options in a libconfig file; commented-out ones count.
 paths_in_config() {
-	awk '/^#?[a-z_]+:? *\{|^#?[a-z_]+: *$/ { group = $1; gsub(/[#:{]/, "", group); next }
-		/^#?\}/ { group = ""; next }
-		/^[ \t]*#?[a-z_]+ *= / { key = $0; sub(/^[ \t]*#?/, "", key); sub(/ *=.*/, "", key)
-			print (group ? group "." : "") key }' "$1"
+	awk '/^\t*#?[a-z_0-9]+:? *\{|^\t*#?[a-z_0-9]+: *$/ { key = $1; gsub(/[#:{\t]/, "", key); group = group key "."; next }
+		/^\t*#?\}/ { sub(/[a-z_0-9]+\.$/, "", group); next }
+		/^[ \t]*#?[a-z_0-9]+ *= / { key = $0; sub(/^[ \t]*#?/, "", key); sub(/ *=.*/, "", key)
+			print group key }' "$1"
 }
 
 check_options() {
 	none=yes
 	for program in relay consumer; do
-		table=lib/${program}_conf.c reference=docs/reference/$program-config.md sample=etc/$program.cfg
+		table=lib/${program}_conf.c more=lib/program_conf_table.h reference=docs/reference/$program-config.md sample=etc/$program.cfg
 		[ -f "$table" ] || continue
+		[ $program = relay ] || more="$more lib/sink_conf_table.h"
 		none=
 		[ -f "$sample" ] && shown=$(paths_in_config "$sample") || shown=
 		# Options of list elements (errors[]) have a table of their own, named before the main one.
 		awk '/^const struct pr_opt / { main = 1 }
-			main && /^[ \t]*\{ *"[a-z_.]+", *PR_OPT_/ {
+			main && /^[ \t]*\{ *"[a-z_0-9.]+", *PR_OPT_/ {
 				if (path && !hidden) print path
 				path = $0; sub(/^[^"]*"/, "", path); sub(/".*/, "", path); hidden = 0 }
 			/PR_OPT_HIDDEN/ { hidden = 1 }
-			END { if (path && !hidden) print path }' "$table" | while read -r path; do
+			END { if (path && !hidden) print path }' "$table" $more | while read -r path; do
 			echo "$shown" | grep -qxF "$path" || echo "option $path is not in $sample"
 			grep -qsF "\`$path\`" "$reference" || echo "option $path is not in $reference"
 		done
 	done
 	[ -z "$none" ] || echo "skip: no table of options"
+}
+
+check_events() {
+	[ -f tests/support/events.py ] || { echo "skip: nothing declares events"; return; }
+	"$PYTHON" -B tests/support/events.py check
 }
 
 check_format() {
@@ -130,6 +138,8 @@ for name in sys.stdin.read().split():
         ast.parse(open(name, encoding="utf-8").read(), name)
     except SyntaxError as e:
         print(f"{name}:{e.lineno}: {e.msg}")'
+	# pytest takes the files of both folders as modules of one name space.
+	files '^tests/[^/]*/test_.*\.py$' | sed 's,.*/,,' | sort | uniq -d | sed 's,$,: two test files have this name,'
 }
 
 check_first_lines() {
@@ -139,10 +149,23 @@ check_first_lines() {
 	done
 }
 
+# Only the core decides what becomes of a saga: nobody else gives a state word of his own, or its inner functions.
+check_saga_states() {
+	for f in $(files '\.[ch]$' | grep -v '^tests/'); do
+		[ "$f" = lib/saga_core.c ] ||
+			grep -nE '(->|\.)state *= *(SAGA|STEP)_[A-Z]' "$f" |
+			sed "s,^\([0-9]*\):.*,$f:\1: changes a state word of a saga: only lib/saga_core.c does,"
+		case $f in lib/saga_core*) continue ;; esac
+		grep -n 'saga_core_inner\.h"' "$f" | sed "s,^\([0-9]*\):.*,$f:\1: takes the inside of the saga core,"
+	done
+}
+
 run "rooms include only what they may" check_includes
 run "fault points have their comment and their test" check_faults
 run "sabotage is used by a test" check_sabotage
+run "only the core changes a saga's state" check_saga_states
 run "options are in the sample and the reference" check_options
+run "events are declared, and the reference has them" check_events
 run "C files are formatted" check_format
 run "shell scripts parse" check_shell
 run "python files parse" check_python

@@ -68,7 +68,7 @@ class Outbox:
     def __init__(self, pg, kafka, word="o", **relay):
         self.name = unique(word)
         self.pg, self.kafka = pg, kafka
-        self.db = pg.createdb(self.name)
+        self.db = pg.createdb(self.name, schema=True)
         self.cli = servers.Cli()
         self.cli.run("init", "--conninfo", self.db.conninfo, "--brokers", kafka.bootstrap, "--name", self.name,
                      check=True)

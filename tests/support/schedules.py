@@ -268,7 +268,7 @@ def stage(request, quiet_pg, kafka, relay):
     def make(delivery="exactly_once", config=None, pg=None):
         word = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower()).strip("-")[:32].strip("-")
         name = f"{word}-{os.getpid()}-{next(_count)}"
-        db = (pg or quiet_pg).createdb(name)
+        db = (pg or quiet_pg).createdb(name, schema=True)
         made.append(Stage(db, kafka, relay, name, delivery, config))
         return made[-1]
     yield make

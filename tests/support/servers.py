@@ -1,4 +1,4 @@
-"""tests/support/servers.py -- private servers for tests: Postgres, Kafka, relay, CLI.
+"""tests/support/servers.py -- private servers for tests: Postgres, Kafka, Redis, relay, CLI.
 
 Everything listens on loopback, keeps its data below one temporary directory
 ($POSTRIDER_TEST_DIR or a fresh one) and dies with this process: by atexit, and by
@@ -10,8 +10,11 @@ from the main thread.
 """
 import atexit
 import contextlib
+import fcntl
+import functools
 import glob
 import hashlib
+import itertools
 import json
 import os
 import pwd
@@ -84,17 +87,40 @@ def new_dir(name):
     return path
 
 
+@functools.lru_cache(None)
+def _my_ports():
+    """Ports that no other process of ours gives away, in turn: below the ephemeral range, so that no outgoing
+    connection takes one while its server is down, and each process has its own 400 of them for the same reason."""
+    slices = list(range(15000, 32000 - 400, 400))
+    random.SystemRandom().shuffle(slices)
+    for first in slices:
+        path = os.path.join(tempfile.gettempdir(), f"postrider-ports-{os.geteuid()}-{first}.lock")
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until we end
+            break
+    return itertools.cycle(range(first, first + 400))
+
+
 def free_port():
-    """A free loopback port below the ephemeral range, so that no outgoing connection
-    takes it while its server is down."""
-    for _ in range(200):
-        port = random.SystemRandom().randrange(15000, 32000)
+    """A free loopback port."""
+    for _ in range(400):
+        port = next(_my_ports())
         with socket.socket() as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 s.bind(("127.0.0.1", port))
                 return port
     raise RuntimeError("no free port found")
+
+
+@contextlib.contextmanager
+def _made_once(path):
+    """Whoever makes the cached file first makes it alone; the others wait and find it."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".lock", "w", encoding="ascii") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def spawn(argv, *, log, user=None, env=None, cwd=None, death_signal="KILL", stdin=None):
@@ -164,6 +190,10 @@ class Server:
         self._forget()
         return rc
 
+    def has_to_say(self):
+        """Whether its log is worth showing when a test has failed."""
+        return True
+
     def _remember(self):
         if self not in _alive:
             _alive.append(self)
@@ -215,6 +245,7 @@ def _initdb(bindir, data):
 class Postgres(Server):
     """A private cluster. The initialised cluster is cached and copied: such clusters
     share their system identifier; fresh=True runs initdb for one with its own."""
+    _schemas = 0  # databases with our schemas
 
     def __init__(self, config=None, fresh=False, port=None):
         self.name = "postgres"
@@ -249,18 +280,14 @@ class Postgres(Server):
                                  check=True).stdout
         key = hashlib.sha256((version + "trust UTF8 C.UTF-8").encode()).hexdigest()[:12]
         path = os.path.join(cache_dir(), f"pgdata-{key}")
-        if os.path.exists(os.path.join(path, "PG_VERSION")):
-            return path
-        aside = os.path.join(self.dir, "template")
-        _initdb(self.bindir, aside)
-        os.makedirs(cache_dir(), exist_ok=True)
-        half = f"{path}.{os.getpid()}"
-        subprocess.run(["cp", "-a", aside, half], check=True)
-        shutil.rmtree(aside)
-        try:
-            os.rename(half, path)
-        except OSError:  # another run was faster
-            shutil.rmtree(half)
+        with _made_once(path):
+            if not os.path.exists(os.path.join(path, "PG_VERSION")):
+                shutil.rmtree(path + ".half", ignore_errors=True)  # of somebody who was killed
+                aside = os.path.join(self.dir, "template")
+                _initdb(self.bindir, aside)
+                subprocess.run(["cp", "-a", aside, path + ".half"], check=True)
+                shutil.rmtree(aside)
+                os.rename(path + ".half", path)
         return path
 
     def start(self, timeout=30):
@@ -327,9 +354,21 @@ class Postgres(Server):
             raise RuntimeError(f"psql: {done.stderr.strip()}")
         return done.stdout
 
-    def createdb(self, name):
-        self.query(f'CREATE DATABASE "{name}"')
-        return Database(self, name)
+    def createdb(self, name, schema=False):
+        """schema: with what `postrider init` makes: from the second on copied, which costs a third of making it."""
+        template = self._schema_template() if schema else None
+        self.query(f'CREATE DATABASE "{name}"' + (f" TEMPLATE {template}" if template else ""))
+        db = Database(self, name)
+        if schema and not template:
+            Cli().run("init", "--conninfo", db.conninfo, check=True)
+        return db
+
+    def _schema_template(self):
+        self._schemas += 1
+        if self._schemas == 2:
+            template = self.createdb("postrider_template")
+            Cli().run("init", "--conninfo", template.conninfo, check=True)
+        return "postrider_template" if self._schemas >= 2 else None
 
     def dropdb(self, name):
         self.query(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
@@ -403,11 +442,15 @@ KAFKA_DEFAULTS = {
     "transaction.state.log.num.partitions": "5", "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1", "min.insync.replicas": "1",
     "group.initial.rebalance.delay.ms": "0", "group.min.session.timeout.ms": "1000",
+    # KIP-848: what a classic member says itself is the broker's there.
+    "group.consumer.min.heartbeat.interval.ms": "300", "group.consumer.heartbeat.interval.ms": "300",
+    "group.consumer.min.session.timeout.ms": "1000", "group.consumer.session.timeout.ms": "4000",
     "num.network.threads": "2", "num.io.threads": "4",
     "background.threads": "2", "log.cleaner.dedupe.buffer.size": "16777216",
     # A broker killed and started again waits for the end of its predecessor's session.
     "broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "300",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000", "log.retention.check.interval.ms": "5000",
+    "log.cleaner.backoff.ms": "500",
 }
 
 
@@ -480,29 +523,28 @@ class Kafka(Server):
         java = os.path.realpath(shutil.which("java") or "java")
         key = hashlib.sha256(f"{java} {os.stat(java).st_mtime} {os.stat(self.jars).st_mtime}".encode()).hexdigest()[:12]
         path = os.path.join(cache_dir(), f"kafka-{KAFKA_VERSION}-{key}.jsa")
-        if os.path.exists(path) or self.archiving:
+        if self.archiving:
             return path
-        aside = f"{path}.{os.getpid()}"
-        other = Kafka(archiving=aside).start().warm()
-        other.stop(120)
-        if os.path.exists(aside):
-            os.rename(aside, path)
+        with _made_once(path):
+            if not os.path.exists(path):
+                other = Kafka(archiving=path + ".half").start().warm()
+                other.stop(120)
+                if os.path.exists(path + ".half"):
+                    os.rename(path + ".half", path)
         return path
 
     def _format(self):
         """A formatted storage is two small files; made once, then copied."""
         cached = os.path.join(cache_dir(), f"kafka-storage-{KAFKA_VERSION}")
-        if not os.path.exists(os.path.join(cached, "meta.properties")):
-            done = subprocess.run(self._java("kafka.tools.StorageTool", "format", "-t", "cG9zdHJpZGVyLXRlc3Rz", "-c",
-                                             self.properties), capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"formatting Kafka's storage failed: {done.stdout}{done.stderr}")
-            half = f"{cached}.{os.getpid()}"
-            shutil.copytree(self.data, half)
-            try:
-                os.rename(half, cached)
-            except OSError:  # another run was faster
-                shutil.rmtree(half)
+        with _made_once(cached):
+            if not os.path.exists(os.path.join(cached, "meta.properties")):
+                done = subprocess.run(self._java("kafka.tools.StorageTool", "format", "-t", "cG9zdHJpZGVyLXRlc3Rz", "-c",
+                                                 self.properties), capture_output=True, text=True)
+                if done.returncode:
+                    raise RuntimeError(f"formatting Kafka's storage failed: {done.stdout}{done.stderr}")
+                shutil.rmtree(cached + ".half", ignore_errors=True)
+                shutil.copytree(self.data, cached + ".half")
+                os.rename(cached + ".half", cached)
         if not os.path.exists(self.data):
             shutil.copytree(cached, self.data)
 
@@ -562,6 +604,10 @@ class Kafka(Server):
     def _metadata(self, timeout=10, topic=None):
         return self.admin.list_topics(topic, timeout) if topic else self.admin.list_topics(timeout=timeout)
 
+    def members(self, group, timeout=10):
+        """Client ids of a classic group's members."""
+        return [m.client_id for g in self.admin.list_groups(group, timeout) for m in g.members]
+
     def topics(self):
         """{name: number of partitions}, internal topics left out."""
         return {n: len(t.partitions) for n, t in self._metadata().topics.items() if not n.startswith("__")}
@@ -583,10 +629,14 @@ class Kafka(Server):
         wait_until(lambda: name not in self.topics(), timeout, f"topic {name} to go")
 
     def set_topic_config(self, name, config, timeout=30):
-        """Replaces the topic's own settings by config."""
+        """Replaces the topic's own settings by config. The broker shows a change before its logs go by it, and takes one after the
+        other: when a second one is shown (flush.ms, at its largest either way), the first is in force."""
         from confluent_kafka.admin import ConfigResource
-        r = ConfigResource(ConfigResource.Type.TOPIC, name, set_config=config)
-        self.admin.alter_configs([r])[r].result(timeout)
+        config = {k: str(v) for k, v in config.items()}
+        for wanted in (config, {**config, "flush.ms": str(2 ** 63 - 2)}):
+            r = ConfigResource(ConfigResource.Type.TOPIC, name, set_config=wanted)
+            self.admin.alter_configs([r])[r].result(timeout)
+            wait_until(lambda: wanted.items() <= self.topic_config(name).items(), timeout, f"{name} to have {wanted}")
 
     def topic_config(self, name, timeout=30):
         from confluent_kafka.admin import ConfigResource
@@ -605,7 +655,108 @@ class Kafka(Server):
             c.close()
 
 
+# ---------------------------------------------------------------- Redis
+
+class Redis(Server):
+    """A private Redis, on a port of loopback and a Unix socket. persist=False: nothing outlives its process, as after a
+    machine's loss; True: every write is on disk before it is answered, and start() finds it again."""
+
+    def __init__(self, persist=False, port=None, config=None):
+        self.name = "redis"
+        self.dir = new_dir("redis")
+        self.log = os.path.join(self.dir, "redis.log")
+        self.socket = os.path.join(self.dir, "redis.sock")
+        self.port = port or free_port()
+        self.config = {"bind": "127.0.0.1", "port": self.port, "unixsocket": self.socket, "dir": self.dir, "save": "",
+                       "appendonly": "yes" if persist else "no", "appendfsync": "always", "daemonize": "no",
+                       "databases": 16, "loglevel": "warning"}
+        self.config.update(config or {})
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, timeout=30):
+        argv = ["redis-server"]
+        for k, v in self.config.items():
+            argv += [f"--{k}", str(v)]
+        self.proc = spawn(argv, log=self.log, env=_clean_env(), cwd=self.dir)
+        self._remember()
+        wait_until(lambda: not self.running() or self.accepts(), timeout, "Redis to answer")
+        if not self.running():
+            raise self._died()
+        return self
+
+    def accepts(self):
+        try:
+            return self.call("PING") == "PONG"
+        except (OSError, RuntimeError):  # it is not up, or it loads what it has on disk
+            return False
+
+    def stop(self, timeout=30):
+        """SIGTERM; start() again gives an empty one, or with persist the same."""
+        if self.running():
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
+            self.wait(timeout)
+        self._forget()
+
+    def restart(self):
+        self.stop()
+        return self.start()
+
+    def flush(self):
+        self.call("FLUSHALL")
+
+    def call(self, *args, timeout=10):
+        """One command: a str, an int, None or a list of them; RuntimeError is what Redis refused."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as s, s.makefile("rb") as f:
+            s.sendall(self._encode(args))
+            return self._reply(f)
+
+    def pipeline(self, commands, timeout=60):
+        """Many commands on one connection; their replies."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as s, s.makefile("rb") as f:
+            replies = []
+            for i in range(0, len(commands), 1000):
+                part = commands[i:i + 1000]
+                s.sendall(b"".join(map(self._encode, part)))
+                replies += [self._reply(f) for _ in part]
+            return replies
+
+    @staticmethod
+    def _encode(args):
+        parts = [a if isinstance(a, bytes) else str(a).encode() for a in args]
+        return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(p), p) for p in parts)
+
+    def _reply(self, f):
+        line = f.readline()
+        if not line.endswith(b"\r\n"):
+            raise ConnectionError("Redis closed the connection")
+        kind, rest = line[:1], line[1:-2].decode()
+        if kind == b"-":
+            raise RuntimeError(rest)
+        if kind == b":":
+            return int(rest)
+        if kind == b"$":
+            n = int(rest)
+            return None if n < 0 else f.read(n + 2)[:-2].decode("utf-8", "replace")
+        if kind == b"*":
+            n = int(rest)
+            return None if n < 0 else [self._reply(f) for _ in range(n)]
+        return rest
+
+
 # ---------------------------------------------------------------- our programs
+
+def newer_librdkafka():
+    """The directory of a librdkafka.so.1 newer than Debian's, for LD_LIBRARY_PATH; None when make setup could not get
+    it."""
+    with open(os.path.join(ROOT, "etc", "librdkafka", "requirements.txt"), encoding="ascii") as f:
+        wheel = re.search(r"^confluent-kafka==(\S+)", f.read(), re.M).group(1)
+    path = os.path.join(cache_dir(), f"librdkafka-of-{wheel}")
+    return path if os.path.exists(os.path.join(path, "librdkafka.so.1")) else None
+
 
 def _conf_value(v):
     if isinstance(v, bool):
@@ -770,7 +921,7 @@ class Relay(Daemon):
 
 
 class Consumer(Daemon):
-    """postrider-consumer. handler: {"kind": "sql", "function": "..."}; port: for one that stands in for
+    """postrider-consumer. conninfo None: without a database. handler: {"kind": "sql", "function": "..."}; port: for one that stands in for
     another, since the member's name in the group comes of it."""
     program = "postrider-consumer"
 
@@ -778,8 +929,8 @@ class Consumer(Daemon):
                  argv_front=(), port=None):
         self.group = group
         super().__init__(f"consumer {group}", {
-            "group": group, "database": {"conninfo": conninfo}, "kafka": {"brokers": brokers, "topics": list(topics)},
-            "handler": dict(handler),
+            "group": group, **({"database": {"conninfo": conninfo}} if conninfo else {}),
+            "kafka": {"brokers": brokers, "topics": list(topics)}, "handler": dict(handler),
         }, config, override, env, variant, argv_front, port)
 
 

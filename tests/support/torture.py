@@ -1,11 +1,13 @@
 #!/usr/bin/python3
 """tests/support/torture.py -- `make torture`: random faults under load until the time is over.
 
-Rounds alternate between exactly_once and at_least_once. Each has a database, a topic and a
-relay of its own and a plan of faults drawn from the seed and the round's number alone: the
-same seed gives the same plan, whatever the machine does meanwhile. After its faults a round
-heals, lets the relay recover by itself, releases what was parked, drains, and has the
-independent checker count. Test variant only (FAULT points).
+Rounds alternate between exactly_once and at_least_once. Each has a database, a topic, a relay
+and five consumers of its own, which keep a ledger (ledger.py), and a plan of faults drawn from
+the seed and the round's number alone: the same seed gives the same plan, whatever the machine
+does meanwhile. All of them reach Postgres and Kafka through proxies, which fail too. After its
+faults a round heals, lets relay and consumers recover by themselves, releases what was parked,
+drains, has the independent checker count, and audits the ledger: its sums, each id once, the
+order of each key. Test variant only (FAULT points).
 
 Exit status: 0 all well, 1 something was violated (the line to repeat it is printed), 69 a
 server of ours did not start. Refuses to hide a fault that did not take: it says so.
@@ -22,13 +24,16 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import checker  # noqa: E402
+import ledger  # noqa: E402
 import load as loads  # noqa: E402
 import psycopg2  # noqa: E402
 import servers  # noqa: E402
+from ledger import Violated  # noqa: E402
+from proxy import Proxy  # noqa: E402
 from wait import wait_until  # noqa: E402
 
 KIND, TOPIC = "order", "torture.order"
-FAULTS = 7  # in a round
+FAULTS = 9  # in a round
 POINTS = {
     "exactly_once": ("events_before_position", "position_before_commit", "committed_before_accounting",
                      "held_back_before_position", "range_dropped"),
@@ -38,8 +43,21 @@ POINTS = {
 _never = threading.Event()
 
 
-class Violated(Exception):
-    """What must not happen has happened; the text is the finding."""
+class Net:
+    """The way of relay and consumers to the servers: a proxy before each."""
+
+    def __init__(self, pg, kafka):
+        self.pg = Proxy("raw", pg.port).start()
+        self.kafka = Proxy("raw", kafka.proxied_port, kafka.proxy_port).start()
+        self.brokers = kafka.proxied_bootstrap
+
+    def conninfo(self, dbname):
+        return self.pg.conninfo(dbname)
+
+    def heal(self):
+        for p in (self.pg, self.kafka):
+            p.clear()
+            p.refuse(False)
 
 
 def pause(seconds):
@@ -48,10 +66,11 @@ def pause(seconds):
 
 
 class Round:
-    """One outbox, its relay, its load, and the faults it meets."""
+    """One outbox, its relay, its consumers, its load, and the faults they meet."""
 
-    def __init__(self, number, seed, pg=None, kafka=None, say=print, faults=FAULTS):
-        self.number, self.pg, self.kafka, self.say = number, pg, kafka, say
+    def __init__(self, number, seed, pg=None, kafka=None, net=None, say=print, faults=FAULTS):
+        self.number, self.pg, self.kafka, self.net, self.say = number, pg, kafka, net, say
+        self.ledger = ledger.Ledger(seed, number, say)
         self.rnd = random.Random(f"{seed}:{number}")
         self.delivery = ("exactly_once", "at_least_once")[number % 2]
         self.name = f"torture-{number}"
@@ -75,6 +94,12 @@ class Round:
         "broker_kill": ("kafka", 0, 3), "broker_stop": ("kafka", 0, 1), "broker_freeze": ("kafka", 0.5, 12),
         "poison": ("load", 0, 0), "big_transaction": ("load", 0, 0), "late_commit": ("load", 0.5, 3),
         "late_prepared": ("load", 0.5, 3),
+        "member_kill": ("member", 0, 1), "member_term": ("member", 0, 0), "member_freeze": ("member", 0.2, 14),
+        "member_point": ("member", 0, 0), "member_frozen_and_replaced": ("member", 1, 3),
+        "member_comes_and_goes": ("member", 0.5, 3), "subprocess_kill": ("member", 0, 0),
+        "accounts_closed": ("member", 0.5, 3), "lanes_change": ("member", 0, 0),
+        "net_cut": ("net", 0, 0), "net_reset": ("net", 0, 0), "net_hole": ("net", 0.5, 8),
+        "net_refuse": ("net", 0.5, 4), "net_slow": ("net", 1, 4),
     }
 
     def _draw(self, without=None, nested=False):
@@ -97,12 +122,13 @@ class Round:
         self.kafka.create_topic(self.topic, 3, {"max.message.bytes": "20000"})
         self.config["route"] = {"topic": f"torture.${{aggregatetype}}.{self.number}"}
         self._start_relay().wait_ready(30)
+        self.ledger.start(self.pg, self.kafka, self.net, self.topic)
         self.load = loads.Load(self.db.conninfo, aggregates=60, kinds=(KIND,), clients=3, rate=120, async_commit=0.1,
                                seed=self.load_seed)
         self.load.start()
 
     def _start_relay(self, **fault):
-        relay = servers.Relay(self.db.conninfo, self.kafka.bootstrap, name=self.name, delivery=self.delivery,
+        relay = servers.Relay(self.net.conninfo(self.db.name), self.net.brokers, name=self.name, delivery=self.delivery,
                               config=self.config)
         self.relays.append(relay.start(**fault))
         return relay
@@ -118,6 +144,7 @@ class Round:
             self._strike(name, seconds, number, inside)
         self.heal()
         self.count()
+        self.audit()
 
     def _strike(self, name, seconds, number, inside, indent=""):
         self.say(f"{indent}{name.replace('_', ' ')}{f' for {seconds:.1f} s' if seconds else ''}"
@@ -128,7 +155,8 @@ class Round:
                 pause(seconds * share / 2)
                 self._strike(*inside[:3], None, indent + "  ")
             pause(seconds * share / (2 if inside else 1))
-        getattr(self, f"_{name}")(number, meanwhile)
+        whose = self.ledger if self.KINDS[name][0] == "member" else self
+        getattr(whose, f"_{name}")(number, meanwhile)
 
     def _point(self, number):
         points = POINTS[self.delivery]
@@ -248,6 +276,40 @@ class Round:
         meanwhile()
         self.kafka.sigcont()
 
+    def _proxies(self, number):
+        return ((self.net.pg,), (self.net.kafka,), (self.net.pg, self.net.kafka))[number % 3]
+
+    def _net_cut(self, number, _):
+        for p in self._proxies(number):
+            p.cut_all()
+
+    def _net_reset(self, number, _):
+        for p in self._proxies(number):
+            p.reset_all()
+
+    def _net_hole(self, number, meanwhile):
+        """Nothing passes, and nobody says so."""
+        for p in self._proxies(number):
+            p.freeze()
+        meanwhile()
+        for p in self._proxies(number):
+            p.thaw()
+
+    def _net_refuse(self, number, meanwhile):
+        for p in self._proxies(number):
+            p.refuse()
+            p.reset_all()
+        meanwhile()
+        for p in self._proxies(number):
+            p.refuse(False)
+
+    def _net_slow(self, number, meanwhile):
+        for p in self._proxies(number):
+            p.latency(20 + number % 200)
+        meanwhile()
+        for p in self._proxies(number):
+            p.latency(0)
+
     def _write(self, cur, aggs, size, tag):
         cur.execute("SELECT truth.txn(%s, %s, 1, 'publish', %s, %s, false)", (KIND, aggs, tag, size))
 
@@ -286,12 +348,14 @@ class Round:
     # -- the end
 
     def heal(self):
-        """Everything is back; the relay must find its way alone."""
+        """Everything is back; relay and consumers must find their way alone."""
+        self.net.heal()
         for name, in self.pg.query("SELECT gid FROM pg_prepared_xacts WHERE database = %s", (self.db.name,)):
             self.db.query(f"COMMIT PREPARED '{name}'")
         for r in self.relays[:-1]:
             r.kill()
         self.recovered("after the faults")
+        self.ledger.recovered("after the faults")
         self.load.stop(60)
         self.kafka.set_topic_config(self.topic, {"max.message.bytes": "1000000"})
         wait_until(self._nothing_parked, 90, "the parked events to be released", interval=0.2, interval_max=1)
@@ -326,14 +390,21 @@ class Round:
         if rc != 0:
             raise Violated(f"SIGTERM ended the drained relay with {rc}:\n{servers.tail(self.relay.log, 12)}")
 
+    def audit(self):
+        self.ledger.drained()
+        self.booked = self.ledger.audit(self.db.query("SELECT event_id::text, agg, aggseq FROM truth.journal"))
+        self.ledger.end()
+
     def stop(self):
         with contextlib.suppress(AssertionError):
             if self.load:
                 self.load.stop(60)
         for r in self.relays:
             r.kill()
+        self.ledger.stop()
 
     def tidy(self):
+        self.ledger.tidy()
         self.db.drop()
         self.kafka.delete_topic(self.topic)
 
@@ -360,18 +431,21 @@ class Torture:
     def run(self):
         print(f"torture: seed {self.seed}", flush=True)
         pg = servers.Postgres(config={"shared_buffers": "64MB", "checkpoint_timeout": "30s"}).start()
-        kafka = servers.Kafka(quick=True).start().warm()
+        kafka = servers.Kafka(quick=True, proxy_port=servers.free_port()).start().warm()
+        net = Net(pg, kafka)
         for n in self.numbers():
-            if not self.one(n, pg, kafka):
+            if not self.one(n, pg, kafka, net):
                 return 1
         print(f"torture: ok, {self.done} rounds, {self.faults} faults, {self.events} events, nothing lost, nothing "
-              f"invented, order kept, {self.duplicates} duplicated in at_least_once, none in exactly_once", flush=True)
+              f"invented, order kept, {self.duplicates} duplicated in at_least_once, none in exactly_once; booked once each "
+              f"by both groups, the sums are right", flush=True)
         return 0
 
-    def one(self, n, pg, kafka):
-        r = Round(n, self.seed, pg, kafka, self.say, self.per_round)
+    def one(self, n, pg, kafka, net):
+        r = Round(n, self.seed, pg, kafka, net, self.say, self.per_round)
         self.say(f"round {n}: {r.delivery}, kafka.timeout {r.config['kafka']['timeout']}, batch_events "
-                 f"{r.config['limits']['batch_events']}, partition_events {r.config['retention']['partition_events']}")
+                 f"{r.config['limits']['batch_events']}, partition_events {r.config['retention']['partition_events']}; consumers: lanes "
+                 f"{r.ledger.config['lanes']}, batch_events {r.ledger.config['limits']['batch_events']}")
         try:
             r.run()
         except (Violated, AssertionError, psycopg2.Error) as e:
@@ -388,7 +462,8 @@ class Torture:
         self.events += r.result.journal
         self.duplicates += r.result.counts["DUP"]
         self.say(f"round {n}: ok, {r.result.journal} events, {r.result.records} records, {r.result.counts['DUP']} "
-                 f"duplicated{' (allowed)' if r.result.counts['DUP'] else ''}, order kept")
+                 f"duplicated{' (allowed)' if r.result.counts['DUP'] else ''}, order kept; {r.booked} booked by each group, "
+                 f"up to {r.ledger.parked} parked on the way")
         r.tidy()
         return True
 

@@ -405,6 +405,51 @@ static void test_secrets_elsewhere(void **state)
 	free(secret);
 }
 
+/* Secrets that are not looked up are neither checked nor missed, until they are followed. */
+static void test_unread(void **state)
+{
+	char *secret = write_text("later", 0600, "s3cret\n"), *text, *path;
+	struct pr_relay_conf c;
+	struct pr_conf *conf;
+	struct pr_err err;
+
+	(void)state;
+	assert_int_equal(unsetenv("PR_TEST_CONNINFO"), 0);
+	text = pr_asprintf(
+		"name = \"o\"; source: { conninfo = \"env:PR_TEST_CONNINFO\"; };\n"
+		"kafka: { brokers = \"b:1\"; properties = ( \"a=b\", \"sasl.password=file:%s\" ); };\n"
+		"http: { token = \"env:PR_TEST_IS_NOT_SET\"; };\n",
+		secret);
+	path = write_text("unread.cfg", 0644, text);
+	expect_refused(path, path, "PR_TEST_CONNINFO is not set");
+	assert_int_equal(pr_conf_load_unread(path, pr_relay_options, &c, NULL, 0, &conf, &err), 0);
+	assert_string_equal(c.source.conninfo, "env:PR_TEST_CONNINFO");
+	assert_true(pr_conf_unread(conf, "source.conninfo") && pr_conf_unread(conf, "http.token"));
+	assert_false(pr_conf_unread(conf, "name") || pr_conf_unread(conf, "no.such"));
+
+	assert_int_equal(pr_conf_follow(conf, pr_relay_options, &c, "source.conninfo", &err), -1);
+	assert_non_null(
+		strstr(err.text, "unread.cfg:1: source.conninfo: environment variable PR_TEST_CONNINFO"));
+	assert_int_equal(err.exit, PR_EX_CONFIG);
+	assert_int_equal(setenv("PR_TEST_CONNINFO", "password=x hunter2", 1), 0);
+	assert_int_equal(pr_conf_follow(conf, pr_relay_options, &c, "source.conninfo", &err), -1);
+	assert_null(strstr(err.text, "hunter2"));
+	assert_int_equal(setenv("PR_TEST_CONNINFO", "dbname=env:x", 1), 0);
+	for (int i = 0; i < 2; i++) /* the second time there is nothing to do */
+		assert_int_equal(pr_conf_follow(conf, pr_relay_options, &c, "source.conninfo", &err), 0);
+	assert_string_equal(c.source.conninfo, "dbname=env:x");
+	assert_int_equal(pr_conf_follow(conf, pr_relay_options, &c, "kafka.properties", &err), 0);
+	assert_int_equal(c.kafka.properties.n, 2);
+	assert_string_equal(c.kafka.properties.v[0], "a=b");
+	assert_string_equal(c.kafka.properties.v[1], "sasl.password=s3cret");
+	assert_int_equal(pr_conf_follow(conf, pr_relay_options, &c, "name", &err), 0);
+	assert_string_equal(c.name, "o");
+	pr_conf_free(conf);
+	free(path);
+	free(text);
+	free(secret);
+}
+
 /* ---- good files ---- */
 
 struct rule {
@@ -793,6 +838,7 @@ int main(void)
 		cmocka_unit_test(test_secrets_in_the_file),
 		cmocka_unit_test(test_errors_do_not_tell),
 		cmocka_unit_test(test_secrets_elsewhere),
+		cmocka_unit_test(test_unread),
 		cmocka_unit_test(test_defaults),
 		cmocka_unit_test(test_values),
 		cmocka_unit_test(test_integers),

@@ -156,8 +156,10 @@ static void test_sample_tells_the_truth(void **state)
 	expect_defaults(&c);
 	pr_conf_free(conf);
 	uncomment(sample);
-	assert_int_equal(setenv("POSTRIDER_TOKEN", "t", 1) +
-				 setenv("WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", 1),
+	assert_int_equal(setenv("POSTRIDER_TOKEN", "t", 1) + setenv("COLLECTOR_TOKEN", "t", 1) +
+				 setenv("WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", 1) +
+				 setenv("SINK_HASH_KEY", "k", 1) + setenv("S3_ACCESS_KEY", "a", 1) +
+				 setenv("S3_SECRET_KEY", "s", 1),
 		0);
 	if (pr_conf_load_text("t.cfg", sample, strlen(sample), pr_consumer_options, &c, NULL, 0, &conf, &err))
 		fail_msg("%s", err.text);
@@ -237,9 +239,16 @@ static void test_handlers(void **state)
 		{ "handler: { kind = \"sql\"; function = \"a.b\"; undo_function = \"a.c\"; undo_event = "
 		  "\"U\"; };",
 			"set one of the two" },
-		{ "handler: { kind = \"c\"; library = \"/x.so\"; options = \"o\"; undo = true; };", NULL },
+		{ "handler: { kind = \"c\"; library = \"/bin/sh\"; options = \"o\"; undo = true; };", NULL },
 		{ "handler: { kind = \"c\"; };", "handler.library: is required" },
+		{ "handler: { kind = \"scheduler\"; install = false; keep = \"1d\"; };", NULL },
+		{ "handler: { kind = \"scheduler\"; function = \"a.b\"; };",
+			"handler.function: is not taken by handler.kind = \"scheduler\"" },
 		{ "handler: { kind = \"c\"; library = \"\"; };", "names no file" },
+		{ "handler: { kind = \"c\"; library = \"x.so\"; };",
+			"t.cfg:4: handler.library: \"x.so\" is no path" },
+		{ "handler: { kind = \"c\"; library = \"/no/x.so\"; };",
+			"t.cfg:4: handler.library: \"/no/x.so\": No such file or directory" },
 		{ "handler: { kind = \"http\"; url = \"http://127.0.0.1:1/e\"; };", NULL },
 		{ "handler: { kind = \"http\"; };", "handler.url: is required" },
 		{ "handler: { kind = \"http\"; url = \"ftp://h\"; };", "must begin with http://" },
@@ -262,10 +271,39 @@ static void test_handlers(void **state)
 			"element 1 is not of the form" },
 		{ "handler: { kind = \"http\"; url = \"http://h\"; headers = [ \"A: b\\r\\nC: d\" ]; };",
 			"element 1 is not of the form" },
-		{ "handler: { kind = \"exec\"; command = [ \"/bin/h\", \"-x\" ]; };", NULL },
+		{ "handler: { kind = \"exec\"; command = [ \"/bin/sh\", \"-x\" ]; };", NULL },
+		{ "handler: { kind = \"exec\"; command = [ \"sh\" ]; };", NULL },
+		{ "handler: { kind = \"exec\"; command = [ \"/no/h\" ]; };",
+			"t.cfg:4: handler.command: \"/no/h\": No such file or directory" },
+		{ "handler: { kind = \"exec\"; command = [ \"/etc/passwd\" ]; };", "Permission denied" },
+		{ "handler: { kind = \"exec\"; command = [ \"no-such-program\" ]; };",
+			"\"no-such-program\": there is no such program in PATH" },
 		{ "handler: { kind = \"exec\"; };", "handler.command: is required" },
 		{ "handler: { kind = \"exec\"; command = [ \"\" ]; };", "names no program" },
-		{ "handler: { kind = \"sink\"; };", "t.cfg:4: handler.kind: \"sink\" is not one of: sql" },
+		{ "handler: { kind = \"snk\"; };", "t.cfg:4: handler.kind: \"snk\" is not one of: sql" },
+		{ "handler: { kind = \"sink\"; files: { directory = \"/no\"; }; };", NULL },
+		{ "handler: { kind = \"sink\"; };", "t.cfg:4: handler.kind: \"sink\" needs a target" },
+		{ "handler: { kind = \"sink\"; files: { directory = \"/d\"; };\nhttp: { url = \"http://h\"; "
+		  "}; };",
+			"t.cfg:5: handler.http.url: is set beside handler.files.directory" },
+		{ "handler: { kind = \"sink\"; files: { direktory = \"/d\"; }; };",
+			"did you mean \"handler.files.directory\"" },
+		{ "handler: { kind = \"sink\"; files: { directory = \"/d\"; compression = \"gzip\"; level = "
+		  "12; }; };",
+			"t.cfg:4: handler.files.level: is more than gzip has" },
+		{ "handler: { kind = \"sink\"; http: { url = \"ftp://h\"; }; };", "must begin with http://" },
+		{ "handler: { kind = \"sink\"; http: { url = \"http://h\"; secret = \"abc\"; }; };",
+			"whsec_" },
+		{ "handler: { kind = \"sink\"; s3: { bucket = \"b\"; }; };",
+			"handler.s3.endpoint: is required" },
+		{ "handler: { kind = \"sink\"; table: { table = \"a.b\"; }; fields = ( { path = \"key\"; "
+		  "action = \"hash\"; } ); };",
+			"handler.hash_key: is required" },
+		{ "handler: { kind = \"sink\"; table: { table = \"a.b\"; }; fields = ( { path = \"key\"; "
+		  "action = \"rename\"; } ); };",
+			"handler.fields[0].to: is required" },
+		{ "handler: { kind = \"scheduler\"; files: { directory = \"/d\"; }; };",
+			"handler.files.directory: is taken by handler.kind = \"sink\" only" },
 		{ "handler: { function = \"a.b\"; };", "handler.kind: is required" },
 	};
 
@@ -350,6 +388,29 @@ static void expect_accepted(const char *key, const char *value, const char *says
 	free(over);
 }
 
+/* What auto comes to; what a library can is told by its version. */
+static void test_assignment(void **state)
+{
+	static const struct {
+		int wanted, version, is;
+	} rows[] = {
+		{ PR_ASSIGN_AUTO, 0x020002ff, PR_ASSIGN_RANGE },
+		{ PR_ASSIGN_AUTO, 0x020600ff, PR_ASSIGN_RANGE },
+		{ PR_ASSIGN_AUTO, 0x02060101, PR_ASSIGN_RANGE }, /* a release candidate */
+		{ PR_ASSIGN_AUTO, 0x020601ff, PR_ASSIGN_STICKY },
+		{ PR_ASSIGN_AUTO, 0x021000ff, PR_ASSIGN_STICKY },
+		{ PR_ASSIGN_RANGE, 0x021000ff, PR_ASSIGN_RANGE },
+		{ PR_ASSIGN_CONSUMER, 0x021000ff, PR_ASSIGN_CONSUMER },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++)
+		assert_int_equal(pr_assignment_of(rows[i].wanted, rows[i].version), rows[i].is);
+	assert_int_equal(pr_assignment_needs(PR_ASSIGN_RANGE), 0);
+	assert_true(pr_assignment_needs(PR_ASSIGN_CONSUMER) > pr_assignment_needs(PR_ASSIGN_STICKY));
+	assert_string_equal(pr_assignment_str(PR_ASSIGN_STICKY), "cooperative-sticky");
+}
+
 static void test_semantics(void **state)
 {
 	static const struct {
@@ -377,7 +438,10 @@ static void test_semantics(void **state)
 		{ "kafka.properties", "enable.auto.offset.store=true", "the database is the truth" },
 		{ "kafka.properties", "auto.offset.reset=latest", "skip or repeat" },
 		{ "kafka.properties", "enable.partition.eof=false", "where a partition ends" },
-		{ "kafka.properties", "partition.assignment.strategy=roundrobin", "has right" },
+		{ "kafka.properties", "partition.assignment.strategy=roundrobin", "set kafka.assignment" },
+		{ "kafka.properties", "group.protocol=consumer", "set kafka.assignment" },
+		{ "kafka.assignment", "range", NULL },
+		{ "kafka.assignment", "sticky", "not one of" },
 		{ "kafka.properties", "queued.max.messages.kbytes=1", "set limits.prefetch_bytes" },
 		{ "kafka.properties", "plugin.library.paths=x.so", "loads code" },
 		{ "kafka.properties", "fetch.min.bites=1", "fetch.min.bites" },
@@ -470,6 +534,7 @@ int main(void)
 		cmocka_unit_test(test_handlers),
 		cmocka_unit_test(test_rules),
 		cmocka_unit_test(test_rule_delays),
+		cmocka_unit_test(test_assignment),
 		cmocka_unit_test(test_semantics),
 		cmocka_unit_test(test_contradictions),
 		cmocka_unit_test(test_secrets_are_masked),

@@ -21,6 +21,7 @@
 #define TIMEOUT (20 * PR_SEC)
 
 static struct pr_consumer_conf conf;
+static char conninfo[] = ""; /* nobody connects by it */
 static struct handler *h;
 static struct pr_pg *pg;
 static struct header headers[2] = { { "id", "x", 1 }, { "none", NULL, 0 } };
@@ -54,6 +55,7 @@ static int setup(void **state)
 {
 	(void)state;
 	conf = (struct pr_consumer_conf){ .group = NULL };
+	conf.database.conninfo = conninfo;
 	conf.handler.timeout_us = TIMEOUT;
 	memset(messages, 0, sizeof(messages));
 	for (size_t i = 0; i < 3; i++) {

@@ -441,6 +441,23 @@ static void expect(const struct outcome *o, enum pr_fail_class cls, const char *
 	assert_true((o->text[0] != '\0') == (cls != PR_FAIL_NONE));
 }
 
+/* All are handled, in as many rounds as that takes: as a lane gives again what was left behind. */
+static void run_all(struct rig *r)
+{
+	struct pr_err err;
+
+	for (size_t from = 0, to; from < r->n; from = to) {
+		assert_int_equal(
+			handler_http.run(r->h, NULL, OP_DO, r->list + from, r->n - from, r->out + from, &err),
+			0);
+		for (to = from; to < r->n && r->out[to].cls == PR_FAIL_NONE;)
+			to++;
+		if (to < r->n)
+			expect(&r->out[to], PR_FAIL_REPLY, "behind");
+		assert_true(to > from);
+	}
+}
+
 /* One message to the path, and what became of it. */
 static struct outcome post(const char *path, int64_t timeout_us, int64_t response_bytes)
 {
@@ -973,9 +990,7 @@ static void a_kept_connection_that_was_closed(void **state)
 	(void)state;
 	for (int i = 0; i < 400; i++)
 		add(r, "k", "{}");
-	run(r);
-	for (size_t i = 0; i < r->n; i++)
-		expect(&r->out[i], PR_FAIL_NONE, "");
+	run_all(r);
 	rig_free(r);
 }
 

@@ -1,4 +1,4 @@
-/* tests/unit/health_test.c -- lib/health: trouble is told when it begins, changes and ends, the pages are
+/* tests/unit/health_test.c -- lib/health: trouble is told when it begins, changes and ends, the JSON is
  * well-formed whatever the texts hold, and what is not known is null and not a number. */
 #include "lib/health.h"
 
@@ -109,43 +109,38 @@ static void test_json(void **state)
 	pr_board_release(&b);
 }
 
-/* A sentence may quote what came from outside. */
-static void test_html(void **state)
-{
-	struct pr_buf buf = { 0 };
-	struct pr_verdict v;
-
-	(void)state;
-	(void)pr_say(&v, "error", "<script>alert(1)</script> & more", "run <it>");
-	pr_html_begin(&buf, "Consumer", "a&b", &v);
-	pr_html_row(&buf, "Lag", "%s", "<1 s");
-	pr_html_end(&buf);
-	assert_null(strstr(buf.s, "<script"));
-	assert_non_null(strstr(buf.s, "&lt;script>alert(1)&lt;/script> &amp; more"));
-	assert_non_null(strstr(buf.s, "<h1>Consumer a&amp;b: error</h1>"));
-	assert_non_null(strstr(buf.s, "<dt>Lag</dt><dd>&lt;1 s</dd>"));
-	pr_buf_free(&buf);
-}
-
-/* Exactly one state is 1 at any time. */
+/* Exactly one state is 1 at any time; each cause of trouble has its age, and 0 once it has ended. */
 static void test_vitals(void **state)
 {
 	static const char *const states[] = { "ok", "error", NULL };
 	struct pr_metrics *m = pr_metrics_new();
+	struct pr_err away = fail_with("away", "");
 	struct pr_vitals v;
+	struct pr_board b;
 	char *text;
 	size_t n;
 
 	(void)state;
+	pr_board_init(&b, names, COUNT, KEEPER);
+	(void)pr_board_set(&b, SERVER, &away);
+	b.since_us[SERVER] -= 90 * PR_SEC;
 	pr_vitals_init(&v, m, states, "1 for the state.");
-	pr_vitals_set(&v, "ok");
-	pr_vitals_set(&v, "error");
+	pr_vitals_set(&v, "ok", &b);
+	pr_vitals_set(&v, "error", &b);
 	text = pr_metrics_render(m, "group=\"g\"", 0, &n);
 	assert_non_null(strstr(text, "postrider_state{group=\"g\",state=\"ok\"} 0\n"));
 	assert_non_null(strstr(text, "postrider_state{group=\"g\",state=\"error\"} 1\n"));
 	assert_non_null(strstr(text, "postrider_up{group=\"g\"} 1\n"));
 	assert_non_null(strstr(text, "postrider_build_info{group=\"g\",version=\"" PR_VERSION "\""));
+	assert_non_null(strstr(text, "postrider_trouble_seconds{group=\"g\",what=\"server\"} 90"));
+	assert_non_null(strstr(text, "postrider_trouble_seconds{group=\"g\",what=\"keeper\"} 0\n"));
 	free(text);
+	(void)pr_board_set(&b, SERVER, NULL);
+	pr_vitals_set(&v, "ok", &b);
+	text = pr_metrics_render(m, "group=\"g\"", 0, &n);
+	assert_non_null(strstr(text, "postrider_trouble_seconds{group=\"g\",what=\"server\"} 0\n"));
+	free(text);
+	pr_board_release(&b);
 	pr_metrics_free(m);
 }
 
@@ -155,7 +150,6 @@ int main(void)
 		cmocka_unit_test(test_changes),
 		cmocka_unit_test(test_verdict),
 		cmocka_unit_test(test_json),
-		cmocka_unit_test(test_html),
 		cmocka_unit_test(test_vitals),
 	};
 

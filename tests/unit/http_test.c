@@ -3,6 +3,7 @@
 #include "lib/http.h"
 
 #include "lib/clock.h"
+#include "lib/json.h"
 
 /* cmocka wants these before itself. */
 #include <setjmp.h>
@@ -65,14 +66,14 @@ static void conflict(void *ctx, const struct pr_request *req, struct pr_response
 static char exact_name[] = "exact", prefix_name[] = "prefix", longer_name[] = "longer";
 
 static const struct pr_route routes[] = {
-	{ "GET", "/healthz", echo, exact_name, 1 },
-	{ "GET", "/", page, NULL, 0 },
-	{ "GET", "/a/*", echo, prefix_name, 0 },
-	{ "POST", "/a/*", echo, prefix_name, 0 },
-	{ "GET", "/a/b/*", echo, longer_name, 0 },
-	{ "GET", "/a/b/c", echo, exact_name, 0 },
-	{ "POST", "/start", started, NULL, 0 },
-	{ "POST", "/conflict", conflict, NULL, 0 },
+	{ "GET", "/healthz", echo, exact_name, 1, 0 },
+	{ "GET", "/", page, NULL, 0, 0 },
+	{ "GET", "/a/*", echo, prefix_name, 0, 0 },
+	{ "POST", "/a/*", echo, prefix_name, 0, 0 },
+	{ "GET", "/a/b/*", echo, longer_name, 0, 0 },
+	{ "GET", "/a/b/c", echo, exact_name, 0, 0 },
+	{ "POST", "/start", started, NULL, 0, 0 },
+	{ "POST", "/conflict", conflict, NULL, 0, 0 },
 	{ 0 },
 };
 
@@ -383,6 +384,43 @@ static void test_cross_site_write(void **state)
 			END,
 		202, NULL);
 	expect(port, "GET /healthz HTTP/1.1\r\nSec-Fetch-Site: cross-site\r\n" HOST END, 200, NULL);
+	pr_http_stop(http);
+}
+
+/* The page of an origin that we know may ask and read, whatever the answer; its browser asks before, without
+ * the token. Nobody else gets a word of it. */
+static void test_pages_of_other_origins(void **state)
+{
+	static const char *const origins[] = { "http://127.0.0.1:8082", "http://box.example", NULL };
+	struct pr_http *http = serve_with(
+		(struct pr_http_opts){ .listen = "127.0.0.1:0", .token = token, .origins = origins });
+	int port = pr_http_port(http);
+	struct reply r;
+
+	(void)state;
+	expect(port,
+		"OPTIONS /start HTTP/1.1\r\nOrigin: http://box.example\r\nAccess-Control-Request-Method: "
+		"POST\r\n"
+		"Sec-Fetch-Site: cross-site\r\n" HOST END,
+		204,
+		"Access-Control-Allow-Headers: Authorization, Content-Type, Idempotency-Key, "
+		"Last-Event-ID, traceparent\r\n");
+	expect(port,
+		"POST /start HTTP/1.1\r\nAuthorization: Bearer 0123456789abcdef0123456789abcdef\r\n"
+		"Origin: http://127.0.0.1:8082\r\nSec-Fetch-Site: same-site\r\n" HOST END,
+		202, "Access-Control-Allow-Origin: http://127.0.0.1:8082\r\n");
+	expect(port, "POST /start HTTP/1.1\r\nOrigin: http://box.example\r\n" HOST END, 401,
+		"Access-Control-Allow-Origin: http://box.example\r\n");
+	expect(port,
+		"OPTIONS /start HTTP/1.1\r\nOrigin: http://evil.example\r\nAccess-Control-Request-Method: "
+		"POST\r\n" HOST END,
+		401, NULL);
+	r = talk(port, "POST /start HTTP/1.1\r\nAuthorization: Bearer 0123456789abcdef0123456789abcdef\r\n"
+		       "Origin: http://evil.example\r\n" HOST END);
+	assert_int_equal(status_of(&r), 403);
+	must_lack(&r, "Access-Control");
+	must_have(&r, "Vary: Origin\r\n");
+	free(r.text);
 	pr_http_stop(http);
 }
 
@@ -712,6 +750,32 @@ static void test_dripping_is_closed(void **state)
 	pr_http_stop(http);
 }
 
+static const char ask_text[] = "GET /healthz HTTP/1.1\r\n" HOST END;
+
+/* Dripping clients that come back for ever held all places for two timeouts at a time, and whoever asked
+ * properly waited behind them: where places are wanted, half a head has a second. */
+static void test_dripping_makes_room(void **state)
+{
+	static const char half[] = "GET /healthz HTTP/1.1\r\n" HOST "X-Slow: ";
+	enum { N = 8 };
+	struct pr_http *http = serve_with(
+		(struct pr_http_opts){ .listen = "127.0.0.1:0", .timeout_s = 60, .max_connections = N });
+	int fd[N];
+	struct reply r;
+
+	(void)state;
+	for (int i = 0; i < N; i++) {
+		fd[i] = dial(pr_http_port(http));
+		assert_int_equal(push(fd[i], half, sizeof(half) - 1), 0);
+	}
+	r = talk_n(pr_http_port(http), ask_text, sizeof(ask_text) - 1, 30000);
+	assert_int_equal(status_of(&r), 200);
+	free(r.text);
+	for (int i = 0; i < N; i++)
+		close(fd[i]);
+	pr_http_stop(http);
+}
+
 /* ---- crowds ---- */
 
 struct crowd {
@@ -719,7 +783,7 @@ struct crowd {
 	_Atomic int ok, failed, stop;
 };
 
-static const char ask_text[] = "GET /healthz HTTP/1.1\r\n" HOST END;
+static const char keep_text[] = "GET /healthz HTTP/1.1\r\n" HOST "\r\n";
 
 static void *ask_once(void *arg)
 {
@@ -824,6 +888,553 @@ static void test_random_requests(void **state)
 	}
 	must_be_healthy(pr_http_port(http));
 	pr_http_stop(http);
+}
+
+/* Idle connections that nobody would miss held every place for the length of their timeout. */
+static void test_idle_makes_room(void **state)
+{
+	enum { N = 8 };
+	struct pr_http *http = serve_with(
+		(struct pr_http_opts){ .listen = "127.0.0.1:0", .timeout_s = 60, .max_connections = N });
+	int64_t begin = pr_mono_us();
+	int fd[N];
+
+	(void)state;
+	for (int i = 0; i < N; i++) {
+		char buf[1000];
+
+		fd[i] = dial(pr_http_port(http));
+		assert_int_equal(push(fd[i], keep_text, sizeof(keep_text) - 1), 0);
+		assert_true(recv(fd[i], buf, sizeof(buf), 0) > 0);
+	}
+	must_be_healthy(pr_http_port(http));
+	assert_true(pr_mono_us() - begin < 4 * PR_SEC);
+	for (int i = 0; i < N; i++)
+		close(fd[i]);
+	pr_http_stop(http);
+}
+
+/* ---- routes that wait ---- */
+
+/* Handlers stop here until the gate opens. */
+struct gate {
+	pthread_mutex_t mutex;
+	pthread_cond_t changed;
+	int open, inside, most, handled, workers;
+};
+
+static struct gate gate = { .mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+
+static void gate_set(int open)
+{
+	pthread_mutex_lock(&gate.mutex);
+	gate.open = open;
+	if (!open)
+		gate.inside = gate.most = gate.handled = 0;
+	pthread_cond_broadcast(&gate.changed);
+	pthread_mutex_unlock(&gate.mutex);
+}
+
+/* Until *number is n; the test's own timeout is the bound. */
+static void gate_await(const int *number, int n)
+{
+	pthread_mutex_lock(&gate.mutex);
+	while (*number != n)
+		pthread_cond_wait(&gate.changed, &gate.mutex);
+	pthread_mutex_unlock(&gate.mutex);
+}
+
+static void gate_pass(void)
+{
+	pthread_mutex_lock(&gate.mutex);
+	if (++gate.inside > gate.most)
+		gate.most = gate.inside;
+	pthread_cond_broadcast(&gate.changed);
+	while (!gate.open)
+		pthread_cond_wait(&gate.changed, &gate.mutex);
+	gate.inside--;
+	gate.handled++;
+	pthread_cond_broadcast(&gate.changed);
+	pthread_mutex_unlock(&gate.mutex);
+}
+
+static void slow_echo(void *ctx, const struct pr_request *req, struct pr_response *resp)
+{
+	assert_non_null(req->worker);
+	++*(int *)req->worker; /* nobody else has it, or ThreadSanitizer would say so */
+	gate_pass();
+	echo(ctx, req, resp);
+}
+
+static void large(void *ctx, const struct pr_request *req, struct pr_response *resp)
+{
+	(void)ctx;
+	(void)req;
+	resp->body_len = 64 << 20;
+	resp->body = pr_calloc(1, resp->body_len);
+}
+
+static void *open_worker(void *ctx)
+{
+	struct gate *g = ctx;
+
+	pthread_mutex_lock(&g->mutex);
+	g->workers++;
+	pthread_mutex_unlock(&g->mutex);
+	return pr_calloc(1, sizeof(int));
+}
+
+static void close_worker(void *worker)
+{
+	pthread_mutex_lock(&gate.mutex);
+	gate.workers--;
+	pthread_mutex_unlock(&gate.mutex);
+	free(worker);
+}
+
+static void segments(void *ctx, const struct pr_request *req, struct pr_response *resp)
+{
+	struct pr_buf b = { 0 };
+	const char *s;
+
+	(void)ctx;
+	pr_buf_printf(&b, "%s %s", req->method, req->rest);
+	for (unsigned i = 0; i < 4; i++) {
+		size_t n = pr_http_segment(req, i, &s);
+
+		pr_buf_printf(&b, " [%.*s]", (int)n, s);
+	}
+	resp->body = b.s;
+	resp->body_len = b.len;
+}
+
+static void say(struct pr_response *resp, char *text)
+{
+	resp->body = text;
+	resp->body_len = strlen(text);
+}
+
+static void by_itself(void *ctx, const struct pr_request *req, struct pr_response *resp)
+{
+	(void)ctx;
+	(void)req;
+	gate_pass();
+	say(resp, pr_strdup("by itself"));
+}
+
+/* Who asks for it is left for later. */
+static void together(void *ctx, const struct pr_request *reqs, struct pr_response *const *resps, unsigned n)
+{
+	assert_ptr_equal(ctx, prefix_name);
+	gate_pass();
+	for (unsigned i = 0; i < n; i++)
+		if (pr_http_query(&reqs[i], "alone"))
+			resps[i]->alone = 1;
+		else
+			say(resps[i], pr_asprintf("%u of %u", i + 1, n));
+}
+
+static const struct pr_route slow_routes[] = {
+	{ "GET", "/healthz", echo, exact_name, 1, 0 },
+	{ "GET", "/slow/*", slow_echo, prefix_name, 0, 1 },
+	{ "POST", "/slow/*", slow_echo, prefix_name, 0, 1 },
+	{ "GET", "/many", by_itself, prefix_name, 0, 3 },
+	{ "GET", "/large", large, NULL, 0, 1 },
+	{ "PUT", "/s/*", segments, NULL, 0, 0 },
+	{ "DELETE", "/s/*", segments, NULL, 0, 0 },
+	{ "PATCH", "/s/*", segments, NULL, 0, 0 },
+	{ "PATCH", "/s", segments, NULL, 0, 0 },
+	{ 0 },
+};
+
+static struct pr_http *serve_slow(struct pr_http_opts opts)
+{
+	struct pr_http *http = NULL;
+	struct pr_err err;
+
+	opts.listen = "127.0.0.1:0";
+	opts.worker_open = open_worker;
+	opts.worker_close = close_worker;
+	opts.worker_ctx = &gate;
+	opts.many = together;
+	gate_set(0);
+	if (pr_http_start(&opts, slow_routes, &http, &err) < 0)
+		fail_msg("%s", err.text);
+	return http;
+}
+
+static void stop_slow(struct pr_http *http)
+{
+	pr_http_stop(http);
+	assert_int_equal(gate.workers, 0);
+}
+
+static const char slow_text[] = "GET /slow/x HTTP/1.1\r\n" HOST "\r\n";
+
+/* A request that is left waiting; its answer is read later. */
+static int ask_for(struct pr_http *http, const char *text)
+{
+	int fd = dial(pr_http_port(http));
+
+	assert_int_equal(push(fd, text, strlen(text)), 0);
+	return fd;
+}
+
+static int ask_slow(struct pr_http *http)
+{
+	return ask_for(http, slow_text);
+}
+
+static void must_answer(int fd, int status, const char *part)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	struct reply r;
+
+	assert_int_equal(poll(&p, 1, 10000), 1);
+	r = pull(fd, 20);
+	if (status_of(&r) != status)
+		fail_msg("expected %d, got:\n%s", status, r.text);
+	must_have(&r, part);
+	free(r.text);
+	close(fd);
+}
+
+static void test_methods_and_segments(void **state)
+{
+	struct pr_http *http = serve_slow((struct pr_http_opts){ 0 });
+	int port = pr_http_port(http);
+
+	(void)state;
+	expect(port, "PUT /s/a%2Fb/c//d HTTP/1.1\r\nContent-Length: 2\r\n" HOST END "{}", 200,
+		"PUT a/b/c//d [a] [b] [c] []");
+	expect(port, "DELETE /s/a%20b HTTP/1.1\r\n" HOST END, 200, "DELETE a b [a b] [] [] []");
+	expect(port, "PATCH /s/ HTTP/1.1\r\n" HOST END, 200, "PATCH  [] [] [] []");
+	expect(port, "PATCH /s HTTP/1.1\r\n" HOST END, 200, "PATCH  [] [] [] []");
+	expect(port, "GET /s/a HTTP/1.1\r\n" HOST END, 405, "Allow: PUT, DELETE, PATCH\r\n");
+	expect(port, "DELETE /s/a HTTP/1.1\r\nOrigin: http://evil.example\r\n" HOST END, 403, "cross-site");
+	stop_slow(http);
+}
+
+static void test_slow_answers(void **state)
+{
+	struct pr_http *http = serve_slow((struct pr_http_opts){ 0 });
+	int port = pr_http_port(http);
+	int64_t begin = pr_mono_us();
+	struct reply r;
+
+	(void)state;
+	gate_set(1);
+	expect(port, "GET /slow/x%20y?q=1%262 HTTP/1.1\r\nX-Test: t\r\n" HOST END, 200,
+		"prefix GET /slow/x y q=1&2 h=t 0:");
+	expect(port, "POST /slow/x HTTP/1.1\r\nContent-Length: 5\r\n" HOST END "hello", 200, " 5:hello");
+	r = talk(port, "HEAD /slow/x HTTP/1.1\r\n" HOST END);
+	assert_int_equal(status_of(&r), 200);
+	assert_string_equal(body_of(&r), "");
+	free(r.text);
+	r = talk(port, "POST /slow/1 HTTP/1.1\r\nContent-Length: 1\r\n" HOST "\r\naPOST /slow/2 "
+		       "HTTP/1.1\r\nContent-Length: 1\r\n" HOST "\r\nbGET /healthz HTTP/1.1\r\n" HOST END);
+	must_have(&r, "/slow/1 q=- h=- 1:a");
+	must_have(&r, "/slow/2 q=- h=- 1:b");
+	must_have(&r, "exact GET /healthz");
+	free(r.text);
+	/* An answer is sent when it is there, and not when somebody looks the next time. */
+	for (int i = 0; i < 50; i++)
+		expect(port, "GET /slow/x HTTP/1.1\r\n" HOST END, 200, NULL);
+	assert_true(pr_mono_us() - begin < 10 * PR_SEC);
+	stop_slow(http);
+}
+
+/* What waits while one worker is at it comes together, at most three, in order; others have the other workers
+ * meanwhile, and who is left for later is answered by itself. */
+static void test_slow_together(void **state)
+{
+	struct pr_http *http = serve_slow((struct pr_http_opts){ .workers = 4, .timeout_s = 30 });
+	static const char text[] = "GET /many HTTP/1.1\r\n" HOST "\r\n";
+	static const char *const answers[] = { "1 of 3", "by itself", "3 of 3", "1 of 2", "2 of 2" };
+	int first = ask_for(http, text), fd[5], other;
+
+	(void)state;
+	gate_await(&gate.inside, 1);
+	for (int i = 0; i < 5; i++)
+		fd[i] = ask_for(http, i == 1 ? "GET /many?alone=1 HTTP/1.1\r\n" HOST "\r\n" : text);
+	other = ask_slow(http);
+	gate_await(&gate.inside, 2);
+	must_be_healthy(pr_http_port(http));
+	assert_int_equal(gate.inside, 2);
+	gate_set(1);
+	must_answer(first, 200, "by itself");
+	must_answer(other, 200, "prefix GET /slow/x");
+	for (int i = 0; i < 5; i++)
+		must_answer(fd[i], 200, answers[i]);
+	stop_slow(http);
+}
+
+/* Every worker stands, every place of the queue is taken: who comes then is told so, and health is answered.
+ */
+static void test_slow_is_bounded(void **state)
+{
+	struct pr_http *http =
+		serve_slow((struct pr_http_opts){ .workers = 2, .waiting = 3, .timeout_s = 30 });
+	int port = pr_http_port(http), fd[5];
+	int64_t begin;
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		fd[i] = ask_slow(http);
+		gate_await(&gate.inside, i + 1);
+	}
+	for (int i = 2; i < 5; i++)
+		fd[i] = ask_slow(http);
+	/* One thread reads in the order of arrival: when this is refused, the three before it wait. */
+	expect(port, "GET /slow/x HTTP/1.1\r\n" HOST END, 503, "Retry-After: 1\r\n");
+	begin = pr_mono_us();
+	for (int i = 0; i < 20; i++)
+		must_be_healthy(port);
+	assert_true(pr_mono_us() - begin < 2 * PR_SEC);
+	gate_set(1);
+	for (int i = 0; i < 5; i++)
+		must_answer(fd[i], 200, "prefix GET /slow/x");
+	assert_int_equal(gate.handled, 5);
+	assert_int_equal(gate.most, 2);
+	expect(port, "GET /slow/x HTTP/1.1\r\n" HOST END, 200, NULL);
+	stop_slow(http);
+}
+
+/* However many the options would let wait, plain routes keep a quarter of the connections. */
+static void test_slow_leaves_room(void **state)
+{
+	enum { N = 8 };
+	struct pr_http *http = serve_slow((struct pr_http_opts){
+		.workers = 1, .waiting = 1000, .max_connections = N, .timeout_s = 30 });
+	int fd[N - 2];
+
+	(void)state;
+	for (int i = 0; i < N - 2; i++) {
+		fd[i] = ask_slow(http);
+		gate_await(&gate.inside, 1);
+	}
+	expect(pr_http_port(http), "GET /slow/x HTTP/1.1\r\n" HOST END, 503, "/problems/overloaded");
+	must_be_healthy(pr_http_port(http));
+	gate_set(1);
+	for (int i = 0; i < N - 2; i++)
+		must_answer(fd[i], 200, "prefix GET /slow/x");
+	stop_slow(http);
+}
+
+/* A request that is waited for by nobody is no work. */
+static void test_slow_client_gone(void **state)
+{
+	struct pr_http *http = serve_slow((struct pr_http_opts){ .workers = 1, .timeout_s = 30 });
+	int at_work = ask_slow(http), gone[3], stays;
+
+	(void)state;
+	gate_await(&gate.inside, 1);
+	for (int i = 0; i < 3; i++)
+		gone[i] = ask_slow(http);
+	stays = ask_slow(http);
+	must_be_healthy(pr_http_port(http)); /* all were read */
+	for (int i = 0; i < 3; i++)
+		close(gone[i]);
+	gate_set(1);
+	must_answer(at_work, 200, "prefix GET /slow/x");
+	must_answer(stays, 200, "prefix GET /slow/x");
+	assert_int_equal(gate.handled, 2);
+	/* Who goes while his request is at work leaves nothing behind either. */
+	gate_set(0);
+	at_work = ask_slow(http);
+	gate_await(&gate.inside, 1);
+	close(at_work);
+	gate_set(1);
+	gate_await(&gate.handled, 1);
+	must_be_healthy(pr_http_port(http));
+	stop_slow(http);
+}
+
+/* The work may take longer than any client may: its time is the handler's. The queue's is not. */
+static void test_slow_takes_long(void **state)
+{
+	struct pr_http *http = serve_slow((struct pr_http_opts){ .workers = 1, .timeout_s = 1 });
+	int at_work = ask_slow(http), waits;
+	int64_t begin = pr_mono_us();
+
+	(void)state;
+	gate_await(&gate.inside, 1);
+	waits = ask_slow(http);
+	while (pr_mono_us() - begin < 3 * PR_SEC)
+		must_be_healthy(pr_http_port(http));
+	gate_set(1);
+	must_answer(at_work, 200, "prefix GET /slow/x");
+	must_answer(waits, 503, "/problems/overloaded");
+	assert_int_equal(gate.handled, 1);
+	stop_slow(http);
+}
+
+static void *stop_http(void *arg)
+{
+	pr_http_stop(arg);
+	return NULL;
+}
+
+/* While the server ends, those that wait to be handled together are refused, and those at work are answered.
+ */
+static void test_slow_together_stops(void **state)
+{
+	struct pr_http *http = serve_slow((struct pr_http_opts){ .workers = 4, .timeout_s = 30 });
+	static const char text[] = "GET /many HTTP/1.1\r\n" HOST "\r\n";
+	int first = ask_for(http, text), fd[2];
+	pthread_t thread;
+
+	(void)state;
+	gate_await(&gate.inside, 1);
+	for (int i = 0; i < 2; i++)
+		fd[i] = ask_for(http, text);
+	must_be_healthy(pr_http_port(http));
+	assert_int_equal(pthread_create(&thread, NULL, stop_http, http), 0);
+	for (int i = 0; i < 2; i++)
+		must_answer(fd[i], 503, "/problems/stopping");
+	gate_set(1);
+	must_answer(first, 200, "by itself");
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(gate.workers, 0);
+}
+
+static void test_slow_stop(void **state)
+{
+	struct pr_http *http = serve_slow((struct pr_http_opts){ .workers = 2, .timeout_s = 30 });
+	int at_work[2], waits[3], port = pr_http_port(http);
+	pthread_t thread;
+
+	(void)state;
+	for (int i = 0; i < 2; i++)
+		at_work[i] = ask_slow(http);
+	gate_await(&gate.inside, 2);
+	for (int i = 0; i < 3; i++)
+		waits[i] = ask_slow(http);
+	must_be_healthy(port);
+	assert_int_equal(pthread_create(&thread, NULL, stop_http, http), 0);
+	/* While the work ends, new work is refused and health is told. */
+	for (int status = 0; status != 503;) {
+		int fd = dial(port);
+		struct pollfd p = { .fd = fd, .events = POLLIN };
+
+		assert_int_equal(push(fd, slow_text, sizeof(slow_text) - 1), 0);
+		if (poll(&p, 1, 20) == 1) {
+			struct reply r = pull(fd, 0);
+
+			status = status_of(&r);
+			free(r.text);
+		}
+		close(fd);
+	}
+	must_be_healthy(port);
+	gate_set(1);
+	for (int i = 0; i < 2; i++)
+		must_answer(at_work[i], 200, "prefix GET /slow/x");
+	for (int i = 0; i < 3; i++)
+		must_answer(waits[i], 503, "/problems/stopping");
+	pthread_join(thread, NULL);
+	assert_int_equal(gate.handled, 2);
+	assert_int_equal(gate.workers, 0);
+}
+
+/* Who does not read the answer holds neither a worker nor the end. */
+static void test_slow_reader(void **state)
+{
+	static const char request[] = "GET /large HTTP/1.1\r\n" HOST "\r\n";
+	struct pr_http *http = serve_slow((struct pr_http_opts){ .workers = 1, .timeout_s = 1 });
+	int fd[3];
+	int64_t begin = pr_mono_us();
+	struct reply r;
+
+	(void)state;
+	gate_set(1);
+	for (int i = 0; i < 3; i++) {
+		struct pollfd p = { .events = POLLIN };
+
+		p.fd = fd[i] = dial(pr_http_port(http));
+		assert_int_equal(push(fd[i], request, sizeof(request) - 1), 0);
+		assert_int_equal(poll(&p, 1, 10000), 1);
+	}
+	expect(pr_http_port(http), "GET /slow/x HTTP/1.1\r\n" HOST END, 200, NULL);
+	while (pr_mono_us() - begin < 7 * PR_SEC / 2)
+		must_be_healthy(pr_http_port(http));
+	r = pull(fd[0], 4000);
+	assert_true(r.closed && r.len < 64 << 20);
+	free(r.text);
+	close(fd[1]);
+	close(fd[2]);
+	fd[0] = dial(pr_http_port(http));
+	assert_int_equal(push(fd[0], request, sizeof(request) - 1), 0);
+	assert_int_equal(poll(&(struct pollfd){ .fd = fd[0], .events = POLLIN }, 1, 10000), 1);
+	begin = pr_mono_us();
+	stop_slow(http);
+	assert_true(pr_mono_us() - begin < 2 * PR_SEC);
+	close(fd[0]);
+}
+
+static void *ask_mixed(void *arg)
+{
+	static const char *const requests[] = { "GET /healthz HTTP/1.1\r\n" HOST "\r\n",
+		"POST /slow/x HTTP/1.1\r\nContent-Length: 5\r\n" HOST "\r\nhello",
+		"GET /slow/y HTTP/1.1\r\n" HOST "\r\n" };
+	struct crowd *c = arg;
+	int fd = dial(c->port);
+	char buf[1000];
+
+	for (int i = 0; !c->stop; i++) {
+		ssize_t n;
+
+		if (i % 50 == 49) { /* leaves with a request under way */
+			(void)push(fd, requests[1], strlen(requests[1]));
+			close(fd);
+			fd = dial(c->port);
+		}
+		if (push(fd, requests[i % 3], strlen(requests[i % 3])) < 0)
+			break;
+		n = recv(fd, buf, sizeof(buf) - 1, 0);
+		if (n <= 0)
+			break;
+		buf[n] = '\0';
+		atomic_fetch_add(
+			strstr(buf, i % 3 == 1 ? "5:hello" : " q=- h=- 0:") ? &c->ok : &c->failed, 1);
+	}
+	close(fd);
+	return NULL;
+}
+
+static void test_slow_crowd(void **state)
+{
+	enum { N = 8 };
+	struct pr_http *http =
+		serve_slow((struct pr_http_opts){ .workers = 3, .threads = 2, .max_connections = 400 });
+	struct crowd c = { .port = pr_http_port(http) };
+	pthread_t thread[N];
+
+	(void)state;
+	gate_set(1);
+	for (int i = 0; i < N; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, ask_mixed, &c), 0);
+	while (c.ok < 5000 && c.failed == 0)
+		(void)poll(NULL, 0, 1);
+	c.stop = 1;
+	for (int i = 0; i < N; i++)
+		pthread_join(thread[i], NULL);
+	assert_int_equal(c.failed, 0);
+	stop_slow(http);
+	/* And once more, stopped in the middle of it. */
+	c.stop = 0;
+	http = serve_slow((struct pr_http_opts){ .workers = 3, .threads = 2, .max_connections = 400 });
+	c.port = pr_http_port(http);
+	gate_set(1);
+	c.ok = 0;
+	for (int i = 0; i < N; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, ask_mixed, &c), 0);
+	while (c.ok < 1000)
+		(void)poll(NULL, 0, 1);
+	c.stop = 1;
+	stop_slow(http);
+	for (int i = 0; i < N; i++)
+		pthread_join(thread[i], NULL);
 }
 
 /* ---- where to listen ---- */
@@ -936,6 +1547,7 @@ int main(void)
 		cmocka_unit_test(test_host),
 		cmocka_unit_test(test_host_once),
 		cmocka_unit_test(test_cross_site_write),
+		cmocka_unit_test(test_pages_of_other_origins),
 		cmocka_unit_test(test_token),
 		cmocka_unit_test(test_doubtful_framing),
 		cmocka_unit_test(test_malformed),
@@ -945,9 +1557,22 @@ int main(void)
 		cmocka_unit_test(test_pipelined),
 		cmocka_unit_test(test_silence_is_closed),
 		cmocka_unit_test(test_dripping_is_closed),
+		cmocka_unit_test(test_dripping_makes_room),
 		cmocka_unit_test(test_crowd),
 		cmocka_unit_test(test_stop_under_load),
 		cmocka_unit_test(test_random_requests),
+		cmocka_unit_test(test_idle_makes_room),
+		cmocka_unit_test(test_methods_and_segments),
+		cmocka_unit_test(test_slow_answers),
+		cmocka_unit_test(test_slow_together),
+		cmocka_unit_test(test_slow_together_stops),
+		cmocka_unit_test(test_slow_is_bounded),
+		cmocka_unit_test(test_slow_leaves_room),
+		cmocka_unit_test(test_slow_client_gone),
+		cmocka_unit_test(test_slow_takes_long),
+		cmocka_unit_test(test_slow_stop),
+		cmocka_unit_test(test_slow_reader),
+		cmocka_unit_test(test_slow_crowd),
 		cmocka_unit_test(test_listen_addresses),
 		cmocka_unit_test(test_any_address),
 		cmocka_unit_test(test_ipv6),

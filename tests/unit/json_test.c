@@ -2,6 +2,7 @@
  * some thousands of mutations of it must be accepted or refused alike, with equal values. */
 #include "lib/err.h"
 #include "lib/json.h"
+#include "lib/json_read.h"
 
 #include <dirent.h>
 #include <signal.h>
@@ -258,6 +259,38 @@ static const char checker[] =
 	"print('json_test: Python agrees on %d accepted and %d refused texts' % (good, bad))\n"
 	"assert good > 1000 and bad > 1000\n";
 
+/* Eight bytes are looked at together, the rest with some of those before it: the first special one is found
+ * wherever it stands, and whatever comes behind it; sanitizers see a read outside. */
+static void finds_the_first_special(void **state)
+{
+	static const char special[] = { '"', '\\', '\0', '\n', 0x1f, (char)0x80, (char)0xff };
+
+	(void)state;
+	for (size_t n = 0; n < 40; n++)
+		for (size_t at = 0; at <= n; at++)
+			for (size_t i = 0; i < sizeof(special); i++) {
+				struct pr_buf b = { 0 };
+				char *s = pr_malloc(n + 1), *t = pr_malloc(n ? n : 1);
+
+				memset(s, i % 2 ? ' ' : 0x7f, n);
+				for (size_t k = at; k < n; k++)
+					s[k] = k == at ? special[i] : '!'; /* marked behind another */
+				memcpy(t, s, n);
+				assert_ptr_equal(json_skip_plain(t, t + n), t + at);
+				assert_int_equal(pr_buf_json_plain(&b, t, n), at == n);
+				if (at == n) {
+					assert_int_equal(b.len, n + 2);
+					assert_memory_equal(b.s + 1, s, n);
+					assert_int_equal(b.s[0] == '"' && b.s[n + 1] == '"', 1);
+				} else {
+					assert_int_equal(b.len, 0);
+				}
+				pr_buf_free(&b);
+				free(s);
+				free(t);
+			}
+}
+
 static void hex(struct pr_buf *out, const char *s, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
@@ -424,6 +457,7 @@ int main(void)
 		cmocka_unit_test(stops_when_told),
 		cmocka_unit_test(buffers),
 		cmocka_unit_test(writes_strings),
+		cmocka_unit_test(finds_the_first_special),
 		cmocka_unit_test(finds_what_is_no_text),
 		cmocka_unit_test(agrees_with_python),
 	};

@@ -471,6 +471,33 @@ static void filters(void **state)
 	}
 }
 
+/* "!Seen*" excludes; alone, all others are wanted. */
+static void excluded_types(void **state)
+{
+	static const char *const lists[][3] = { { "!Seen*" }, { "!Seen*", "Paid" },
+		{ "Paid*", "!PaidLate" } };
+	static const struct {
+		const char *type;
+		int list, want;
+	} t[] = { { "Paid", 0, 1 }, { "SeenTwice", 0, 0 }, { "Seen", 0, 0 }, { "", 0, 1 }, { "Paid", 1, 1 },
+		{ "Other", 1, 0 }, { "Seen", 1, 0 }, { "PaidEarly", 2, 1 }, { "PaidLate", 2, 0 },
+		{ "Other", 2, 0 } };
+	struct pr_consumer_conf conf = { 0 };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(t) / sizeof(*t); i++) {
+		struct message *m = make("k", "1");
+
+		add_header(m, "type", t[i].type, strlen(t[i].type));
+		conf.filter.types =
+			(struct pr_strs){ .v = (char **)(uintptr_t)lists[t[i].list], .n = t[i].list ? 2 : 1 };
+		message_decode(m, &conf);
+		if (message_wanted(m, &conf) != t[i].want)
+			fail_msg("case %zu", i);
+		message_free(m);
+	}
+}
+
 /* ---------------------------------------------------------------- lanes */
 
 static uint32_t mix(uint32_t h)
@@ -755,6 +782,7 @@ int main(void)
 		cmocka_unit_test(many_headers_are_one_object),
 		cmocka_unit_test(headers_come_back),
 		cmocka_unit_test(filters),
+		cmocka_unit_test(excluded_types),
 		cmocka_unit_test(lane_hash_is_murmur2_mixed),
 		cmocka_unit_test(keys_of_one_partition_fill_all_lanes),
 		cmocka_unit_test(without_a_key_the_offset_decides),

@@ -4,6 +4,7 @@
 #include "lib/pg.h"
 
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -503,7 +504,7 @@ static void frozen_server(void **state)
 	assert_false(pr_pg_ok(pg));
 	start = pr_mono_us();
 	pr_pg_close(pg);
-	assert_took(start, 0, 200 * PR_MS);
+	assert_took(start, 0, SLACK);
 	(void)kill(pid, SIGCONT);
 
 	/* A statement too long for the socket's buffers, to one who does not read. */
@@ -525,7 +526,7 @@ static void frozen_server(void **state)
 	}
 	start = pr_mono_us();
 	pr_pg_close(pg);
-	assert_took(start, 0, 200 * PR_MS);
+	assert_took(start, 0, SLACK);
 	(void)kill(pid, SIGCONT);
 
 	pg = open_ok(500 * PR_MS, -1);
@@ -961,7 +962,7 @@ static void copy_frozen_and_woken(void **state)
 		assert_false(pr_pg_ok(pg));
 		start = pr_mono_us();
 		pr_pg_close(pg);
-		assert_took(start, 0, 200 * PR_MS);
+		assert_took(start, 0, SLACK);
 		(void)kill(pid, SIGCONT);
 	}
 	(void)close(wake);
@@ -985,6 +986,148 @@ static void copy_longer_than_a_wait(void **state)
 	assert_err(&err, PR_RETRY, "57014");
 	assert_true(pr_pg_ok(pg));
 	pr_pg_close(pg);
+}
+
+/* --- rows into a COPY --- */
+
+static int copy_in(struct pr_pg *pg, const char *sql, const char *rows, struct pr_err *err)
+{
+	PGresult *res;
+
+	memset(err, 0, sizeof(*err));
+	if (pr_pg_copy_in_begin(pg, sql, err) < 0 || pr_pg_copy_in_put(pg, rows, strlen(rows), err) < 0)
+		return -1;
+	res = pr_pg_copy_in_end(pg, err);
+	PQclear(res);
+	return res ? 0 : -1;
+}
+
+/* A transaction around it in one query; the last statement's result is there. */
+static void copy_in_rows(void **state)
+{
+	struct pr_pg *pg = open_ok(5 * PR_SEC, -1);
+	struct pr_err err = { 0 };
+	PGresult *res;
+	char line[32];
+
+	(void)state;
+	run_ok(pg, "CREATE TEMP TABLE copied (n int)");
+	assert_int_equal(
+		pr_pg_copy_in_begin(pg,
+			"BEGIN; SELECT 1; COPY copied FROM STDIN; COMMIT; SELECT count(*) FROM copied", &err),
+		0);
+	for (int i = 0; i < 100000; i++) {
+		(void)snprintf(line, sizeof(line), "%d\n", i);
+		assert_int_equal(pr_pg_copy_in_put(pg, line, strlen(line), &err), 0);
+	}
+	res = pr_pg_copy_in_end(pg, &err);
+	assert_non_null(res);
+	assert_string_equal(PQgetvalue(res, 0, 0), "100000");
+	PQclear(res);
+	assert_string_equal(value_of(pg, "SELECT sum(n) FROM copied"), "4999950000");
+	pr_pg_close(pg);
+}
+
+/* The server's words come through, nothing is there, and the connection lives. */
+static void copy_in_errors(void **state)
+{
+	struct pr_pg *pg = open_ok(5 * PR_SEC, -1);
+	struct pr_err err = { 0 };
+
+	(void)state;
+	run_ok(pg, "CREATE TEMP TABLE copied (n int CHECK (n < 5))");
+	assert_int_equal(copy_in(pg, "COPY copied FROM STDIN", "1\nx\n", &err), -1);
+	assert_err(&err, PR_REJECT, "22P02");
+	assert_int_equal(copy_in(pg, "BEGIN; COPY copied FROM STDIN; COMMIT", "1\n9\n", &err), -1);
+	assert_err(&err, PR_REJECT, "23514");
+	run_ok(pg, "ROLLBACK");
+	assert_int_equal(copy_in(pg, "COPY no_such_table FROM STDIN; SELECT 1", "", &err), -1);
+	assert_err(&err, PR_STOP, "42P01");
+	assert_int_equal(copy_in(pg, "SELECT 1/0; COPY copied FROM STDIN", "", &err), -1);
+	assert_err(&err, PR_REJECT, "22012");
+	assert_int_equal(copy_in(pg, "SELECT 1; SELECT 2", "", &err), -1);
+	assert_err(&err, PR_STOP, "copy");
+	assert_int_equal(pr_pg_copy_in_put(pg, "1\n", 2, &err), -1); /* none is open */
+	assert_null(pr_pg_copy_in_end(pg, &err));
+	assert_string_equal(value_of(pg, "SELECT count(*) FROM copied"), "0");
+	assert_int_equal(pr_pg_copy_in_begin(pg, "COPY copied FROM STDIN", &err), 0);
+	run_fails(pg, "SELECT 1", PR_STOP, "copy"); /* left before its end: nobody knows what is there */
+	assert_false(pr_pg_ok(pg));
+	pr_pg_close(pg);
+}
+
+static int no_memory;
+
+/* Before libpq's own: without memory it queues nothing, says 0, and that is no -1. */
+int PQputCopyData(PGconn *conn, const char *data, int n)
+{
+	int (*real)(PGconn *, const char *, int);
+
+	if (no_memory)
+		return 0;
+	*(void **)&real = dlsym(RTLD_NEXT, "PQputCopyData");
+	return real(conn, data, n);
+}
+
+/* What libpq could not queue was taken for sent: 128 KB of a COPY were missing, and it went on. */
+static void copy_in_without_memory(void **state)
+{
+	struct pr_pg *pg = open_ok(5 * PR_SEC, -1);
+	struct pr_err err = { 0 };
+	int rc;
+
+	(void)state;
+	run_ok(pg, "CREATE TEMP TABLE copied (n int)");
+	assert_int_equal(pr_pg_copy_in_begin(pg, "COPY copied FROM STDIN", &err), 0);
+	no_memory = 1;
+	rc = pr_pg_copy_in_put(pg, "1\n", 2, &err);
+	no_memory = 0;
+	assert_int_equal(rc, -1);
+	assert_int_equal(err.kind, PR_RETRY);
+	assert_false(pr_pg_ok(pg));
+	pr_pg_close(pg);
+}
+
+/* A server that does not read fills no memory of ours, and is not waited for past the deadline; nor is one
+ * that is gone. */
+static void copy_in_frozen_and_killed(void **state)
+{
+	static char rows[1 << 20];
+	struct pr_pg *pg = open_ok(2 * PR_SEC, -1), *killer;
+	int pid = PQbackendPID(pr_pg_conn(pg)), rc;
+	struct pr_err err = { 0 };
+	int64_t start;
+	char sql[80];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(rows); i++)
+		rows[i] = i % 8 == 7 ? '\n' : '1';
+	run_ok(pg, "CREATE TEMP TABLE copied (n int)");
+	assert_int_equal(pr_pg_copy_in_begin(pg, "COPY copied FROM STDIN", &err), 0);
+	if (!freeze(pg)) {
+		pr_pg_close(pg);
+		skip();
+	}
+	do {
+		start = pr_mono_us();
+		rc = pr_pg_copy_in_put(pg, rows, sizeof(rows), &err);
+	} while (rc == 0);
+	assert_err(&err, PR_RETRY, "timeout");
+	assert_took(start, 2 * PR_SEC, 2 * PR_SEC + SLACK);
+	(void)kill(pid, SIGCONT);
+	pr_pg_close(pg);
+	pg = open_ok(5 * PR_SEC, -1);
+	killer = open_ok(5 * PR_SEC, -1);
+	run_ok(pg, "CREATE TEMP TABLE copied (n int)");
+	assert_int_equal(pr_pg_copy_in_begin(pg, "COPY copied FROM STDIN", &err), 0);
+	(void)snprintf(sql, sizeof(sql), "SELECT pg_terminate_backend(%d)", PQbackendPID(pr_pg_conn(pg)));
+	run_ok(killer, sql);
+	while ((rc = pr_pg_copy_in_put(pg, rows, sizeof(rows), &err)) == 0)
+		;
+	assert_int_equal(err.kind, PR_RETRY);
+	assert_false(pr_pg_ok(pg));
+	pr_pg_close(pg);
+	pr_pg_close(killer);
 }
 
 /* --- a connection cut after every so many bytes --- */
@@ -1129,7 +1272,7 @@ static void babbling_server(void **state)
 	assert_took(start, PR_SEC, PR_SEC + SLACK);
 	start = pr_mono_us();
 	pr_pg_close(other);
-	assert_took(start, 0, 200 * PR_MS);
+	assert_took(start, 0, SLACK);
 	assert_int_equal(pthread_join(thread, NULL), 0);
 	(void)close(c.listener);
 	pr_pg_close(pg);
@@ -1208,6 +1351,10 @@ int main(void)
 		cmocka_unit_test(copy_killed),
 		cmocka_unit_test(copy_frozen_and_woken),
 		cmocka_unit_test(copy_longer_than_a_wait),
+		cmocka_unit_test(copy_in_rows),
+		cmocka_unit_test(copy_in_errors),
+		cmocka_unit_test(copy_in_without_memory),
+		cmocka_unit_test(copy_in_frozen_and_killed),
 		cmocka_unit_test(babbling_server),
 		cmocka_unit_test(cut_anywhere),
 	};

@@ -84,6 +84,7 @@ static void expect_defaults(const struct pr_relay_conf *c)
 	assert_int_equal(c->limits.batch_bytes, 8 << 20);
 	assert_int_equal(c->limits.poll_min_us, PR_MS);
 	assert_int_equal(c->limits.poll_max_us, 10 * PR_MS);
+	assert_int_equal(c->limits.gather_us, 0);
 	assert_int_equal(c->limits.parked_keys, 10000);
 	assert_int_equal(c->limits.waiting_topics, 1000);
 	assert_int_equal(c->limits.topics, 10000);
@@ -131,6 +132,7 @@ static void test_sample_tells_the_truth(void **state)
 	pr_conf_free(conf);
 	uncomment(sample);
 	assert_int_equal(setenv("POSTRIDER_TOKEN", "t", 1), 0);
+	assert_int_equal(setenv("COLLECTOR_TOKEN", "t", 1), 0);
 	load(sample, &c, &conf);
 	expect_defaults(&c);
 	assert_string_equal(c.http.token, "t");
@@ -218,6 +220,10 @@ static void test_semantics(void **state)
 		{ "kafka.properties", "enable.idempotence=false", 0 },
 		{ "limits.poll_max", "500us", 0 },
 		{ "limits.poll_max", "1ms", 1 },
+		{ "tracing.endpoint", "https://collector.example:4318/v1/traces", 1 },
+		{ "tracing.endpoint", "ftp://collector.example", 0 },
+		{ "tracing.endpoint", "http://user:secret@collector.example/", 0 },
+		{ "tracing.endpoint", "collector.example:4318", 0 },
 		{ "log.level", "debug", 1 },
 		{ "log.level", "INFO", 0 },
 	};
@@ -232,6 +238,49 @@ static void test_semantics(void **state)
 	topic[249] = 'x';
 	topic[250] = '\0';
 	expect_accepted("route.topic", topic, 0);
+}
+
+/* -1: refused. */
+static int64_t sample_of(const char *text, const char *override)
+{
+	char *all = pr_asprintf(
+		"name = \"orders\"; source: { conninfo = \"dbname=o\"; }; kafka: { brokers = \"b\"; }; "
+		"tracing: { %s };",
+		text);
+	struct pr_relay_conf c;
+	struct pr_conf *conf;
+	struct pr_err err = { 0 };
+	int64_t sample = -1;
+
+	if (pr_conf_load_text("t.cfg", all, strlen(all), pr_relay_options, &c, &override, override != NULL,
+		    &conf, &err) == 0) {
+		sample = c.tracing.sample;
+		pr_conf_free(conf);
+	} else if (!strstr(err.text, "tracing.sample")) {
+		fail_msg("%s: %s", all, err.text);
+	}
+	free(all);
+	return sample;
+}
+
+static void test_ratio(void **state)
+{
+	static const struct {
+		const char *text;
+		int64_t sample;
+	} rows[] = { { "", 1000000 }, { "sample = 1.0;", 1000000 }, { "sample = 0;", 0 },
+		{ "sample = 1;", 1000000 }, { "sample = 0.01;", 10000 }, { "sample = 1e-3;", 1000 },
+		{ "sample = \"0.25\";", 250000 }, { "sample = 1.1;", -1 }, { "sample = -0.1;", -1 },
+		{ "sample = 2;", -1 }, { "sample = 1e99;", -1 }, { "sample = \"\";", -1 },
+		{ "sample = \"0.5x\";", -1 }, { "sample = \"nan\";", -1 }, { "sample = \"1.0.0\";", -1 },
+		{ "sample = true;", -1 } };
+
+	(void)state;
+	for (size_t i = 0; i < LEN(rows); i++)
+		if (sample_of(rows[i].text, NULL) != rows[i].sample)
+			fail_msg("%s: %lld", rows[i].text, (long long)sample_of(rows[i].text, NULL));
+	assert_int_equal(sample_of("sample = 1.0;", "tracing.sample=0.5"), 500000);
+	assert_int_equal(sample_of("sample = 1.0;", "tracing.sample=5"), -1);
 }
 
 static void test_listens_anywhere_with_a_token(void **state)
@@ -255,6 +304,7 @@ int main(void)
 		cmocka_unit_test(test_sample_tells_the_truth),
 		cmocka_unit_test(test_table),
 		cmocka_unit_test(test_semantics),
+		cmocka_unit_test(test_ratio),
 		cmocka_unit_test(test_listens_anywhere_with_a_token),
 	};
 

@@ -1,0 +1,2 @@
+-- Instances by name and state
+SELECT name, state, n FROM saga.counts()

@@ -1,0 +1,2 @@
+-- The text of a definition
+SELECT text FROM saga.definition WHERE name = $1 AND version = $2::integer

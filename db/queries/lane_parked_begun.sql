@@ -1,0 +1,1 @@
+SELECT inbox.parked_begun($1, $2, $3::interval)

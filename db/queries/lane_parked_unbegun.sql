@@ -1,0 +1,1 @@
+SELECT inbox.parked_unbegun($1)

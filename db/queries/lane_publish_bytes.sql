@@ -1,0 +1,1 @@
+SELECT outbox.publish_bytes($1, $2, $3, $4, $5::text::jsonb)

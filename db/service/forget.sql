@@ -1,0 +1,1 @@
+SELECT service.forget($1::bigint * interval '1 microsecond')

@@ -1,0 +1,1 @@
+SELECT reservation.configure($1::bigint * interval '1 microsecond')
