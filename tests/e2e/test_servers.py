@@ -147,8 +147,9 @@ LINT_TREE = {
     "lib/relay_conf.c": "/* lib/relay_conf.c -- fine. */\n"
                         "/* clang-format off */\nconst struct pr_opt x[] = {\n\t{ \"limits.n\", PR_OPT_INT },\n"
                         "\t{ \"inside\", PR_OPT_INT,\n\t\t.flags = PR_OPT_HIDDEN },\n",
-    "etc/relay.cfg": "limits: {\n\t#n = 1;\n};\n",
-    "docs/reference/relay-config.md": "### `limits.n`\n",
+    "lib/program_conf_table.h": "/* lib/program_conf_table.h -- fine. */\n/* clang-format off */\n\t{ \"both\", PR_OPT_INT },\n",
+    "etc/relay.cfg": "limits: {\n\t#n = 1;\n};\n#both = 1;\n",
+    "docs/reference/relay-config.md": "### `limits.n`\n### `both`\n",
     "x.sh": "true\n",
 }
 
@@ -182,7 +183,8 @@ def test_lint_is_content_with_a_good_tree(tmp_path):
     ("tests/fault/test_a.py", 'POINTS = ["told"]\n', "no test turns SABOTAGE(bad) on"),
     ("relay/q.c", "/* relay/q.c -- x. */\nvoid q(void);\nvoid q(void)\n{\n\t/* If we die here, too. */\n\tFAULT(told);\n}\n",
      "FAULT(told) is also in"),
-    ("etc/relay.cfg", "#n = 1;\n", "option limits.n is not in etc/relay.cfg"),
+    ("etc/relay.cfg", "#n = 1;\n#both = 1;\n", "option limits.n is not in etc/relay.cfg"),
+    ("etc/relay.cfg", "limits: {\n\t#n = 1;\n};\n", "option both is not in etc/relay.cfg"),
     ("docs/reference/relay-config.md", "", "option limits.n is not in docs"),
     ("lib/a.h", "/* lib/b.h -- x. */\n", "lib/a.h:1: does not begin with"),
     ("x.sh", "if true\n", "x.sh: "),
