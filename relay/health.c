@@ -119,9 +119,9 @@ static int64_t least(int64_t a, int64_t b)
 	return a < b ? a : b;
 }
 
-static int streaming(struct relay *r)
+int health_streaming(struct relay *r)
 {
-	return pipe_state(&r->pipe) == PIPE_STREAMING;
+	return pipe_state(&r->pipe) == PIPE_STREAMING && atomic_load(&r->reading);
 }
 
 double health_lag(struct relay *r)
@@ -133,12 +133,12 @@ double health_lag(struct relay *r)
 	oldest = least(pipe_oldest_us(&r->pipe, &queued), atomic_load(&r->in_flight_oldest_us));
 	oldest = least(oldest, atomic_load(&r->held_oldest_us));
 	oldest = least(oldest, atomic_load(&r->scheduled_oldest_us));
-	if (!streaming(r))
+	if (!health_streaming(r))
 		oldest = least(oldest, atomic_load(&r->probe_oldest_us));
 	lag = oldest == INT64_MAX || oldest > now ? 0 : now - oldest;
 	silent = pr_mono_us() - atomic_load(&source_contact_us);
 	if (r->conf->source.engine == PR_ENGINE_TABLE && silent > SILENT_US &&
-		!(streaming(r) && queued > 0)) {
+		!(health_streaming(r) && queued > 0)) {
 		/* Rows may have been committed ever since: nobody can tell us that they were not. */
 		lag = atomic_load(&known_us) + silent > lag ? atomic_load(&known_us) + silent : lag;
 	} else {
@@ -157,7 +157,7 @@ static uint64_t pending(struct relay *r)
 	oldest = least(pipe_oldest_us(&r->pipe, &queued), atomic_load(&r->in_flight_oldest_us));
 	/* Drained: nothing on its way, and the last turn, a moment ago, found nothing more. What is held back
 	 * has its own count. */
-	if (streaming(r) && queued == 0 && atomic_load(&r->in_flight) == 0 && oldest == INT64_MAX &&
+	if (health_streaming(r) && queued == 0 && atomic_load(&r->in_flight) == 0 && oldest == INT64_MAX &&
 		(r->conf->source.engine != PR_ENGINE_TABLE || silent <= SILENT_US))
 		ahead = 0;
 	return held + (ahead > 0 ? (uint64_t)ahead : 0);
@@ -168,7 +168,7 @@ static int64_t kafka_silent_us(struct relay *r)
 {
 	int64_t since = atomic_load(&r->in_flight_since_us), commit = atomic_load(&r->last_commit_us);
 
-	if (!streaming(r) || atomic_load(&r->in_flight) == 0)
+	if (!health_streaming(r) || atomic_load(&r->in_flight) == 0)
 		return 0;
 	return pr_mono_us() - (commit > since ? commit : since);
 }
@@ -196,7 +196,7 @@ int health_sample(struct relay *r)
 		return left;
 	values[HISTORY_LAG] = health_lag(r);
 	/* Below what is published: the table was not looked at yet. */
-	known = streaming(r) && last >= atomic_load(&r->published_seq);
+	known = health_streaming(r) && last >= atomic_load(&r->published_seq);
 	values[HISTORY_CREATED] = growth(&created, known ? (double)last : NAN, seconds);
 	values[HISTORY_PUBLISHED] = growth(&published, (double)atomic_load(&r->published_events), seconds);
 	values[HISTORY_PENDING] = (double)pending(r);
@@ -259,7 +259,7 @@ static void judge(struct relay *r, struct pr_verdict *v)
 	}
 	if (pr_board_say(&r->board, TROUBLE_KAFKA, "error", v))
 		return;
-	if (!streaming(r)) {
+	if (!health_streaming(r)) {
 		(void)pr_say(v, "starting", "the relay is starting: reading its position", "");
 		return;
 	}
@@ -307,7 +307,7 @@ const char *health_state(struct relay *r, char *sentence, size_t sentence_n, cha
 static void put_checks(struct relay *r, struct pr_buf *b, const struct pr_verdict *v)
 {
 	pr_put_checks(b, &r->board, v);
-	pr_put_bool(b, "streaming", streaming(r));
+	pr_put_bool(b, "streaming", health_streaming(r));
 	pr_put_bool(b, "paused", atomic_load(&r->paused));
 	pr_buf_printf(b,
 		",\"parked_keys\":%" PRIu64 ",\"waiting_events\":%" PRIu64 ",\"foreign_xid_events\":%" PRIu64,

@@ -76,7 +76,7 @@ static void probe(struct worker *w)
 	char bound[24];
 	int rc;
 
-	if (pipe_state(&w->r->pipe) == PIPE_STREAMING)
+	if (health_streaming(w->r))
 		return;
 	worker_committed(w, &covered);
 	(void)snprintf(bound, sizeof(bound), "%" PRId64, covered.l);

@@ -57,6 +57,7 @@ static int stream(struct reader *rd, const struct identity *who, struct pr_err *
 
 	atomic_store(&r->paused, who->paused);  /* before anything can leave */
 	atomic_store(&source_foreign.count, 0); /* the janitor looks again */
+	atomic_store(&r->reading, 0);
 	rd->generation = pipe_lead(&r->pipe, who);
 	rc = pipe_wait_start(&r->pipe, rd->generation, PR_FOREVER, &start);
 	if (rc == 0)
@@ -64,6 +65,7 @@ static int stream(struct reader *rd, const struct identity *who, struct pr_err *
 	else
 		(void)pr_fail(err, PR_RETRY, "reset");
 	pr_position_release(&start);
+	atomic_store(&r->reading, rc == 0);
 	while (rc == 0) {
 		pr_pulse("reader", r->conf->source.timeout_us);
 		if (pipe_wait_room(&r->pipe, rd->generation, r->ops->piece(rd->source), PR_FOREVER) < 0)

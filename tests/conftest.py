@@ -178,4 +178,13 @@ def pytest_runtest_makereport(item, call):
         return
     for server in servers._alive:
         if server.log and not isinstance(server, servers.Postgres) and server.has_to_say():
-            report.sections.append((f"log of {server.name}", servers.tail(server.log, 40)))
+            lines = 5 if isinstance(server, servers.Kafka) else 40
+            report.sections.append((f"log of {server.name}", servers.tail(server.log, lines)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """At the end once more what failed and why, whole: a line of pytest's own summary is as short as the terminal is wide."""
+    for report in terminalreporter.getreports("failed") + terminalreporter.getreports("error"):
+        crash = getattr(report.longrepr, "reprcrash", None)
+        terminalreporter.write_line(f"--- {report.nodeid} ({report.when})")
+        terminalreporter.write_line(crash.message[:2000] if crash else str(report.longrepr)[-2000:])

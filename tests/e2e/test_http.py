@@ -183,6 +183,21 @@ def test_what_is_not_there(post):
     assert fetch(port, "/status.json?x=1")[0] == 200
 
 
+def test_not_ready_before_the_source_has_begun(pg_server, kafka):
+    """Kafka has given the position; Postgres has not yet taken it: nothing flows, so nothing is green. The row that names the
+    outbox's relay is held up by a lock."""
+    with Outbox(pg_server, kafka, "begins") as o, o.db.connect(autocommit=False) as other:
+        other.cursor().execute("LOCK TABLE outbox.relay IN SHARE MODE")
+        o.relay.start()
+        wait_until(lambda: o.one("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND "
+                                 "wait_event_type = 'Lock' AND query LIKE %s", ("%INSERT INTO outbox.relay%",)), 30, "the start to wait")
+        status, answer = o.readyz()
+        assert (status, answer["state"], answer["checks"]["streaming"]) == (503, "starting", False)
+        other.rollback()
+        o.relay.wait_ready()
+        assert o.one("SELECT name FROM outbox.relay") == o.name
+
+
 def test_token(pg_server, kafka, tmp_path):
     """Off loopback a token is needed, or the relay does not start. With one, health and readiness stay open
     to a load balancer; numbers and names do not."""

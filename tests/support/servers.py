@@ -450,7 +450,8 @@ KAFKA_DEFAULTS = {
     # A broker killed and started again waits for the end of its predecessor's session.
     "broker.session.timeout.ms": "2000", "broker.heartbeat.interval.ms": "300",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000", "log.retention.check.interval.ms": "5000",
-    "log.cleaner.backoff.ms": "500",
+    # A test's records may say any time; a log of old ones alone would be deleted under it.
+    "log.retention.ms": "-1", "log.cleaner.backoff.ms": "500",
 }
 
 
