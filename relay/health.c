@@ -124,18 +124,36 @@ int health_streaming(struct relay *r)
 	return pipe_state(&r->pipe) == PIPE_STREAMING && atomic_load(&r->reading);
 }
 
+static int64_t age_us(int64_t created_us)
+{
+	int64_t now = pr_wall_us() + atomic_load(&source_clock_skew_us);
+
+	return created_us == INT64_MAX || created_us > now ? 0 : now - created_us;
+}
+
+static int64_t flowing_oldest_us(struct relay *r, size_t *ret_queued)
+{
+	return least(pipe_oldest_us(&r->pipe, ret_queued), atomic_load(&r->in_flight_oldest_us));
+}
+
+double health_flow_lag(struct relay *r)
+{
+	size_t queued;
+
+	return (double)age_us(flowing_oldest_us(r, &queued)) / (double)PR_SEC;
+}
+
 double health_lag(struct relay *r)
 {
 	static _Atomic int64_t known_us; /* lag when Postgres last answered */
-	int64_t now = pr_wall_us() + atomic_load(&source_clock_skew_us), oldest, lag, silent;
+	int64_t oldest, lag, silent;
 	size_t queued;
 
-	oldest = least(pipe_oldest_us(&r->pipe, &queued), atomic_load(&r->in_flight_oldest_us));
-	oldest = least(oldest, atomic_load(&r->held_oldest_us));
+	oldest = least(flowing_oldest_us(r, &queued), atomic_load(&r->held_oldest_us));
 	oldest = least(oldest, atomic_load(&r->scheduled_oldest_us));
 	if (!health_streaming(r))
 		oldest = least(oldest, atomic_load(&r->probe_oldest_us));
-	lag = oldest == INT64_MAX || oldest > now ? 0 : now - oldest;
+	lag = age_us(oldest);
 	silent = pr_mono_us() - atomic_load(&source_contact_us);
 	if (r->conf->source.engine == PR_ENGINE_TABLE && silent > SILENT_US &&
 		!(health_streaming(r) && queued > 0)) {
@@ -154,7 +172,7 @@ static uint64_t pending(struct relay *r)
 	int64_t silent = pr_mono_us() - atomic_load(&source_contact_us), oldest;
 	size_t queued;
 
-	oldest = least(pipe_oldest_us(&r->pipe, &queued), atomic_load(&r->in_flight_oldest_us));
+	oldest = flowing_oldest_us(r, &queued);
 	/* Drained: nothing on its way, and the last turn, a moment ago, found nothing more. What is held back
 	 * has its own count. */
 	if (health_streaming(r) && queued == 0 && atomic_load(&r->in_flight) == 0 && oldest == INT64_MAX &&

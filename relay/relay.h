@@ -54,8 +54,9 @@ struct relay {
 	int64_t started_us;       /* monotonic */
 
 	/* reader -> everybody */
-	atomic_int standby; /* another relay holds the lock */
-	atomic_int reading; /* the source has begun from the position it was given */
+	atomic_int standby;        /* another relay holds the lock */
+	atomic_int reading;        /* the source has begun from the position it was given ... */
+	_Atomic int64_t began_seq; /* ... and looks at rows above this seq, and at late ones below */
 
 	/* publisher -> everybody */
 	atomic_int kafka_up;
@@ -106,9 +107,10 @@ void health_trouble(struct relay *r, enum trouble which, const struct pr_err *er
 void health_committed(struct relay *r, const struct pr_position *position);
 void health_committed_unknown(struct relay *r);
 int health_http(struct relay *r, struct pr_http **ret, struct pr_err *err) PR_MUSTCHECK;
-double health_lag(struct relay *r);    /* seconds */
-int health_streaming(struct relay *r); /* both sides have begun: events flow when there are any */
-int health_sample(struct relay *r);    /* takes the history's next sample when it is due; ms until the next */
+double health_lag(struct relay *r);      /* seconds */
+double health_flow_lag(struct relay *r); /* of what is on its way: held back and scheduled events aside */
+int health_streaming(struct relay *r);   /* both sides have begun: events flow when there are any */
+int health_sample(struct relay *r); /* takes the history's next sample when it is due; ms until the next */
 const char *health_state(struct relay *r, char *sentence, size_t sentence_n, char *hint, size_t hint_n);
 
 /* Ends the process with this code, from any thread; the first one wins. */

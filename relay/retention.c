@@ -21,7 +21,7 @@ struct retention {
 	int64_t next_us, look_us;
 	uint64_t generation; /* whose rows were looked through for foreign ids ... */
 	int64_t scanned;     /* ... below this seq, ... */
-	int64_t end;         /* ... up to where its reader began */
+	int64_t end;         /* ... up to the first that its reader meets */
 };
 
 /* 1 dropped or to be kept, 0 its lock was not to be had: the others' would not be either. */
@@ -137,13 +137,13 @@ static void note_foreign(const PGresult *res)
 		atomic_store(&source_foreign.first_seq, strtoll(PQgetvalue(res, 0, 1), NULL, 10));
 }
 
-/* One range a round, once for each generation: what the reader meets later it names itself. Only what lies
- * below the position, for the reader meets the rest. */
+/* One range a round, once for each generation: what its reader meets it counts itself. */
 static int look_for_foreign(struct retention *t, struct pr_err *err)
 {
 	struct worker *w = &t->worker;
 	char from[24], to[24];
 	PGresult *res;
+	int64_t next;
 
 	if (t->scanned >= t->end)
 		return 0;
@@ -151,25 +151,44 @@ static int look_for_foreign(struct retention *t, struct pr_err *err)
 	res = pr_pg_exec(w->pg, sql_retention_range, 1, (const char *const[]){ from }, err);
 	if (!res)
 		return -1;
-	t->scanned = PQntuples(res) > 0 ? strtoll(PQgetvalue(res, 0, 1), NULL, 10) : t->end;
-	if (t->scanned > t->end)
-		t->scanned = t->end;
+	next = PQntuples(res) > 0 ? strtoll(PQgetvalue(res, 0, 1), NULL, 10) : t->end;
+	if (next > t->end)
+		next = t->end;
 	PQclear(res);
-	(void)snprintf(to, sizeof(to), "%" PRId64, t->scanned);
+	(void)snprintf(to, sizeof(to), "%" PRId64, next);
+	HOLD(foreign_look);
 	pr_pg_timeout(w->pg, SCAN_US);
 	res = pr_pg_exec(w->pg, sql_retention_foreign, 2, (const char *const[]){ from, to }, err);
 	if (!res)
 		return -1;
-	note_foreign(res);
+	if (pipe_generation(&w->r->pipe) == t->generation)
+		note_foreign(res);
 	PQclear(res);
+	t->scanned = next;
 	return 0;
+}
+
+/* Where the reader of this generation began is known when it reads: asked between two looks at the
+ * generation. */
+static void follow_generation(struct retention *t)
+{
+	struct relay *r = t->worker.r;
+	uint64_t generation = pipe_generation(&r->pipe);
+	int64_t began;
+
+	if (generation == t->generation || !health_streaming(r))
+		return;
+	began = atomic_load(&r->began_seq);
+	if (generation != pipe_generation(&r->pipe))
+		return;
+	t->generation = generation;
+	t->scanned = 0;
+	t->end = began + 1;
 }
 
 static int round_of_work(struct worker *w, struct pr_err *err)
 {
 	struct retention *t = (struct retention *)w;
-	uint64_t generation = pipe_generation(&w->r->pipe);
-	struct pr_mark covered = { 0 };
 	int64_t every = setting(&w->r->conf->retention.every_us);
 
 	w->every_us = every < ROUND_US ? every : ROUND_US;
@@ -178,16 +197,11 @@ static int round_of_work(struct worker *w, struct pr_err *err)
 			return 0;
 		return worker_leads(w) ? make_ahead(t, err) : look_ahead(t, err);
 	}
-	if (generation != t->generation) {
-		worker_committed(w, &covered);
-		t->generation = generation;
-		t->scanned = 0;
-		t->end = covered.l;
-		pr_mark_release(&covered);
-	}
+	follow_generation(t);
 	if (pr_mono_us() >= t->next_us && (make_ahead(t, err) < 0 || drop_ranges(w, err) < 0))
 		return -1;
-	return health_lag(w->r) < 1.0 ? look_for_foreign(t, err) : 0;
+	/* Not while a backlog is drained; what is held back may be held for days. */
+	return health_flow_lag(w->r) < 1.0 ? look_for_foreign(t, err) : 0;
 }
 
 void *retention_thread(void *ctx)

@@ -48,6 +48,12 @@ static int put(void *ctx, struct batch *b)
 	return pipe_put(&rd->r->pipe, b);
 }
 
+/* Seq above which a source that begins at the position looks at every row. */
+static int64_t above(const struct pr_position *start)
+{
+	return start->to.snapshot && start->seq > start->from.l ? start->seq : start->from.l;
+}
+
 /* One generation: from the position that the publisher gives, until something breaks. */
 static int stream(struct reader *rd, const struct identity *who, struct pr_err *err)
 {
@@ -56,7 +62,7 @@ static int stream(struct reader *rd, const struct identity *who, struct pr_err *
 	int rc;
 
 	atomic_store(&r->paused, who->paused);  /* before anything can leave */
-	atomic_store(&source_foreign.count, 0); /* the janitor looks again */
+	atomic_store(&source_foreign.count, 0); /* retention looks again */
 	atomic_store(&r->reading, 0);
 	rd->generation = pipe_lead(&r->pipe, who);
 	rc = pipe_wait_start(&r->pipe, rd->generation, PR_FOREVER, &start);
@@ -64,8 +70,9 @@ static int stream(struct reader *rd, const struct identity *who, struct pr_err *
 		rc = r->ops->start(rd->source, &start, err);
 	else
 		(void)pr_fail(err, PR_RETRY, "reset");
-	pr_position_release(&start);
+	atomic_store(&r->began_seq, above(&start));
 	atomic_store(&r->reading, rc == 0);
+	pr_position_release(&start);
 	while (rc == 0) {
 		pr_pulse("reader", r->conf->source.timeout_us);
 		if (pipe_wait_room(&r->pipe, rd->generation, r->ops->piece(rd->source), PR_FOREVER) < 0)

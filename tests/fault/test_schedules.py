@@ -247,6 +247,60 @@ def test_xid_of_the_future(stage):  # noqa: F811
     assert st.keys() == ["before"] + ["after"] * 4
 
 
+def is_counted(st, n, what="the rows to be counted"):
+    wait_until(lambda: st.relay.metric("postrider_foreign_xid_events") == n, 30, what, ignore=(OSError,))
+    stays(lambda: st.relay.metric("postrider_foreign_xid_events") == n, 0.3, "the count")
+
+
+def test_xid_of_the_future_beside_what_is_held_back(stage):  # noqa: F811
+    """An event that waits for its topic makes the lag grow for days. A relay that begins anew meanwhile looks for the foreign
+    rows below its position all the same, and the first one counts each once: met by the reader, or below it."""
+    st = stage().start()
+    insert_foreign(st, 10 ** 12, "future")
+    st.ask("SELECT outbox.publish('nowhere', 'k', 'T', '{}')")
+    st.marker()
+    wait_until(lambda: st.relay.metric("postrider_waiting_events") == 1, 30, "the event to wait")
+    wait_until(lambda: st.relay.metric("postrider_lag_seconds") > 1, 30, "the lag to grow")
+    is_counted(st, 1)
+    st.restart()
+    is_counted(st, 1, "the row to be counted again")
+
+
+def test_xid_of_the_future_at_the_position(stage):  # noqa: F811
+    """The last row below the position is as foreign as any: neither side of the bound leaves it out."""
+    st = stage().start()
+    st.ask("SET session_replication_role = replica; INSERT INTO outbox.event (xid, aggregatetype, aggregateid, type) "
+           "VALUES (pg_current_xact_id(), %s, 'last', 'New'), ('1000000000000', %s, 'future', 'Old')", (st.kind, st.kind))
+    st.ask("RESET session_replication_role")
+    st.wait_keys("last")
+    is_counted(st, 1)
+    assert st.relay.terminate() == 0
+    st.start()
+    is_counted(st, 1, "the row to be counted again")
+
+
+def test_xid_of_the_future_when_the_look_is_broken_off(stage):  # noqa: F811
+    """A look that failed is taken again: a range that was not looked through is not a clean one."""
+    st = stage().start()
+    insert_foreign(st, 10 ** 12, "future")
+    st.marker()
+    is_counted(st, 1)
+    assert st.relay.terminate() == 0
+    looks = "SELECT pid, query_start FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s"
+    pattern = ("%transaction id this server has not assigned%",)
+    with open(st.gate, "w", encoding="ascii"):
+        st.start(hold="foreign_look")
+    wait_until(lambda: os.path.exists(st.gate + ".held"), 30, "the look to stand at its hold point")
+    locker = st.session()
+    locker.run("LOCK TABLE outbox.event IN ACCESS EXCLUSIVE MODE")
+    os.unlink(st.gate)
+    look = wait_until(lambda: st.ask(looks, pattern), 60, "the look to wait for the lock")
+    assert st.ask("SELECT pg_cancel_backend(%s)", (look[0][0],)) == [(True,)]
+    wait_until(lambda: st.ask(looks, pattern) != look, 30, "the look to be broken off")
+    locker.rollback()
+    is_counted(st, 1)
+
+
 @pytest.mark.asan
 def test_xid_of_the_future_before_the_first_start(stage):  # noqa: F811
     """The usual way after a restore: the rows are there before the relay is."""
