@@ -131,11 +131,10 @@ static void give_back(struct group *g, const rd_kafka_topic_partition_list_t *li
 		if (rd_kafka_topic_partition_list_find(now, list->elems[i].topic, list->elems[i].partition))
 			rd_kafka_topic_partition_list_add(
 				less, list->elems[i].topic, list->elems[i].partition);
-	error = is_closing(g) ? rd_kafka_incremental_unassign(g->rk, less) : NULL;
-	if (error)
-		rd_kafka_error_destroy(error);
-	else if (!is_closing(g))
+	if (!is_closing(g))
 		(void)pr_kafka_assign_less(g->rk, less, NULL);
+	else if ((error = rd_kafka_incremental_unassign(g->rk, less)))
+		rd_kafka_error_destroy(error);
 	rd_kafka_topic_partition_list_destroy(less);
 	if (now)
 		rd_kafka_topic_partition_list_destroy(now);

@@ -4,6 +4,8 @@
 
 #include "lib/clock.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,8 +57,8 @@ static int parse_conninfo(const char *conninfo, PQconninfoOption **ret, struct w
 	return 0;
 }
 
-/* With several hosts a machine that is off must not eat the whole deadline: each gets a share,
- * and the kernel gives up on its SYN after tcp_user_timeout. */
+/* While connecting. With several hosts a machine that is off must not eat the whole deadline: each gets a
+ * share, and the kernel gives up on its SYN after tcp_user_timeout. */
 static long long user_timeout_ms(const struct words *w, int64_t timeout_us)
 {
 	const char *hosts = word(w, "hostaddr") ? word(w, "hostaddr") : word(w, "host");
@@ -202,6 +204,16 @@ static int finish_connect(struct pr_pg *pg, int64_t deadline, struct pr_err *err
 	return 0;
 }
 
+/* Once connected, our deadline speaks first and says more. The kernel would also end a connection whose
+ * server only does not read for a while (a zero window counts as unacknowledged: tcp(7)). Not TCP: nothing to
+ * do. */
+static void widen_user_timeout(const struct pr_pg *pg)
+{
+	unsigned ms = (unsigned)(2 * pg->timeout_us / PR_MS + 1);
+
+	(void)setsockopt(PQsocket(pg->conn), IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof(ms));
+}
+
 int pg_connect(struct pr_pg *pg, const struct pr_pg_opts *opts, int64_t deadline, struct pr_err *err)
 {
 	PQconninfoOption *parsed;
@@ -226,6 +238,8 @@ int pg_connect(struct pr_pg *pg, const struct pr_pg_opts *opts, int64_t deadline
 	rc = PQstatus(pg->conn) == CONNECTION_BAD ? start_fail(pg, err) : finish_connect(pg, deadline, err);
 	(void)PQsetErrorVerbosity(pg->conn, PQERRORS_DEFAULT);
 	PQconninfoFree(parsed);
+	if (rc == 0)
+		widen_user_timeout(pg);
 	if (rc == 0 && PQsetnonblocking(pg->conn, 1) < 0)
 		return pg_lost(pg, err);
 	return rc;

@@ -255,58 +255,65 @@ static int held_verdict(struct relay *r, struct pr_verdict *v)
 	return 0;
 }
 
-static void judge(struct relay *r, struct pr_verdict *v)
+/* What stands in the way of everything: 0 when both sides work and an operator lets them. */
+static int side_verdict(struct relay *r, struct pr_verdict *v)
 {
-	double lag = health_lag(r);
+	if (atomic_load(&r->stopping))
+		return pr_say(v, "stopping", "the relay is stopping", "");
+	if (pr_board_say(&r->board, TROUBLE_REFUSED, "error", v) ||
+		pr_board_say(&r->board, TROUBLE_POSTGRES, "error", v))
+		return 1;
+	/* Before what Kafka said last: that may be how it was fenced. */
+	if (atomic_load(&r->standby))
+		return pr_say(
+			v, "standby", "another relay holds the lock; this one is ready to take over", "");
+	if (pr_board_say(&r->board, TROUBLE_KAFKA, "error", v))
+		return 1;
+	if (!health_streaming(r))
+		return pr_say(v, "starting", "the relay is starting: reading its position", "");
+	if (atomic_load(&r->paused))
+		return pr_say(v, "paused", "an operator paused the relay", "postrider resume");
+	return 0;
+}
+
+static int silent_verdict(struct relay *r, struct pr_verdict *v)
+{
+	int64_t silent = kafka_silent_us(r);
 	uint64_t waiting;
 	char text[200];
 	size_t queued;
 
-	if (atomic_load(&r->stopping)) {
-		(void)pr_say(v, "stopping", "the relay is stopping", "");
-		return;
-	}
-	if (pr_board_say(&r->board, TROUBLE_REFUSED, "error", v) ||
-		pr_board_say(&r->board, TROUBLE_POSTGRES, "error", v))
-		return;
-	/* Before what Kafka said last: that may be how it was fenced. */
-	if (atomic_load(&r->standby)) {
-		(void)pr_say(
-			v, "standby", "another relay holds the lock; this one is ready to take over", "");
-		return;
-	}
-	if (pr_board_say(&r->board, TROUBLE_KAFKA, "error", v))
-		return;
-	if (!health_streaming(r)) {
-		(void)pr_say(v, "starting", "the relay is starting: reading its position", "");
-		return;
-	}
-	if (atomic_load(&r->paused)) {
-		(void)pr_say(v, "paused", "an operator paused the relay", "postrider resume");
-		return;
-	}
-	if (kafka_silent_us(r) > SILENT_US) {
-		(void)pipe_oldest_us(&r->pipe, &queued);
-		waiting = atomic_load(&r->in_flight) + queued;
-		(void)snprintf(text, sizeof(text),
-			"Kafka has acknowledged nothing for %.0f s; %" PRIu64 " event%s for it",
-			(double)kafka_silent_us(r) / (double)PR_SEC, waiting,
-			waiting == 1 ? " waits" : "s wait");
-		(void)pr_say(
-			v, "error", text, "are the brokers up? Nothing is lost: it goes on when they answer");
-		return;
-	}
-	if (pr_board_say(&r->board, TROUBLE_RANGES, "warn", v) || held_verdict(r, v) ||
+	if (silent <= SILENT_US)
+		return 0;
+	(void)pipe_oldest_us(&r->pipe, &queued);
+	waiting = atomic_load(&r->in_flight) + queued;
+	(void)snprintf(text, sizeof(text),
+		"Kafka has acknowledged nothing for %.0f s; %" PRIu64 " event%s for it",
+		(double)silent / (double)PR_SEC, waiting, waiting == 1 ? " waits" : "s wait");
+	return pr_say(v, "error", text, "are the brokers up? Nothing is lost: it goes on when they answer");
+}
+
+static int lag_verdict(struct relay *r, struct pr_verdict *v)
+{
+	double lag = health_lag(r);
+	char text[100];
+
+	if (lag <= LAGGING_S)
+		return 0;
+	(void)snprintf(text, sizeof(text), "the oldest unpublished event is %.0f s old", lag);
+	return pr_say(
+		v, "warn", text, "if it falls, a backlog is being drained; else look at Kafka's latency");
+}
+
+/* The worst first. */
+static void judge(struct relay *r, struct pr_verdict *v)
+{
+	if (side_verdict(r, v) || silent_verdict(r, v) ||
+		pr_board_say(&r->board, TROUBLE_RANGES, "warn", v) || held_verdict(r, v) ||
 		pr_board_say(&r->board, TROUBLE_JANITOR, "warn", v) ||
 		pr_board_say(&r->board, TROUBLE_RETENTION, "warn", v) ||
-		pr_board_say(&r->board, TROUBLE_RELOAD, "warn", v))
+		pr_board_say(&r->board, TROUBLE_RELOAD, "warn", v) || lag_verdict(r, v))
 		return;
-	if (lag > LAGGING_S) {
-		(void)snprintf(text, sizeof(text), "the oldest unpublished event is %.0f s old", lag);
-		(void)pr_say(v, "warn", text,
-			"if it falls, a backlog is being drained; else look at Kafka's latency");
-		return;
-	}
 	(void)pr_say(v, "ok", "everything flows", "");
 }
 

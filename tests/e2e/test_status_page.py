@@ -396,7 +396,7 @@ def test_look_ups(inbox, ui, browser):  # noqa: F811
     i.wait_dead(3)
     home = ui([], [url(c)[:-1]], [("inbox", i.conninfo), ("nowhere", "host=127.0.0.1 port=1 dbname=x")])
     page = browser.page().go(home)
-    page.click("a[href='/dlq']")
+    page.follow("a[href='/dlq']")
     page.wait("document.querySelector('tbody td')")
     rows = page.js("[...document.querySelectorAll('tbody tr')].map(r => r.innerText)")
     assert len(rows) == 1 and "\t3\t" in rows[0] and i.group in rows[0], rows
@@ -436,8 +436,8 @@ def test_look_up_a_saga(sagas, ui, browser):  # noqa: F811
                                 [("engine", s.db.conninfo)]))
     page.wait("/stuck/.test(document.getElementById('sentence').textContent)")
     assert box(page, "Sagas").startswith("Sagas: warn")
-    page.click("a[href='/sagas?state=STUCK']")
-    page.click(f"tbody a[href^='/saga?'][href$='id={id}']")
+    page.follow("a[href='/sagas?state=STUCK']")
+    page.follow(f"tbody a[href^='/saga?'][href$='id={id}']")
     page.wait("document.querySelectorAll('table').length >= 2")
     text = page.text("main")
     assert "STUCK" in text and "PAYMENT" in text and "timeline" in text

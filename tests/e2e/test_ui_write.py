@@ -325,7 +325,7 @@ def test_a_stuck_saga(sagas, ui, browser):  # noqa: F811
     s.wait_state(id, "STUCK")
     home = ui([], [url(s.engine.consumer)[:-1]], [("engine", s.db.conninfo)], MORE)
     page = browser.page().go(home)
-    page.click("a[href='/login']")
+    page.follow("a[href='/login']")
     there(page, "#token")
     page.type("#who", "Robin")
     page.type("#token", TOKEN)
@@ -336,7 +336,7 @@ def test_a_stuck_saga(sagas, ui, browser):  # noqa: F811
     desc = page.js("document.querySelector('.saga desc').textContent")
     assert "PAYMENT: stuck" in desc and "TICKET: not done" in desc, desc
     well(page, "ui-saga", away=False)
-    page.click("a[href^='/act?deed=skip-step']")
+    page.follow("a[href^='/act?deed=skip-step']")
     there(page, "#count")
     well(page, "ui-confirm", away=False)
     page.type("#count", "2")

@@ -9,19 +9,16 @@
 #include <string.h>
 #include <unistd.h>
 
-static char gate[4096];
-
+/* ctx: the path of the gate. */
 static int effect_open(const char *options, int lane, void **ctx, char *error, size_t error_size)
 {
 	(void)lane;
-	(void)ctx;
-	(void)error;
-	(void)error_size;
-	(void)snprintf(gate, sizeof(gate), "%s", options);
-	return POSTRIDER_OPENED;
+	(void)snprintf(error, error_size, "out of memory");
+	*ctx = strdup(options);
+	return *ctx ? POSTRIDER_OPENED : POSTRIDER_OPEN_LATER;
 }
 
-static void misbehave(const char *how)
+static void misbehave(const char *how, const char *gate)
 {
 	if (strcmp(how, "segv") == 0)
 		(void)raise(SIGSEGV);
@@ -29,7 +26,7 @@ static void misbehave(const char *how)
 		(void)usleep(1000);
 }
 
-static int one(PGconn *conn, const struct postrider_message *m)
+static int one(PGconn *conn, const struct postrider_message *m, const char *gate)
 {
 	static const char poison[] = "SELECT how FROM app.poison WHERE key = $1"
 				     " AND seq IN (-1, (convert_from($2, 'UTF8')::jsonb ->> 'seq')::int)";
@@ -44,7 +41,7 @@ static int one(PGconn *conn, const struct postrider_message *m)
 
 	if (PQresultStatus(res) == PGRES_TUPLES_OK) {
 		for (int i = 0; i < PQntuples(res); i++)
-			misbehave(PQgetvalue(res, i, 0));
+			misbehave(PQgetvalue(res, i, 0), gate);
 		PQclear(res);
 		res = PQexecParams(conn, effect, 3, types, values, lengths, formats, 0);
 		rc = PQresultStatus(res) == PGRES_COMMAND_OK ? 0 : -1;
@@ -56,13 +53,17 @@ static int one(PGconn *conn, const struct postrider_message *m)
 static int effect_handle(void *ctx, PGconn *conn, int op, const struct postrider_message *const *messages,
 	size_t n, struct postrider_result *const *results)
 {
-	(void)ctx;
 	(void)op;
 	(void)results;
 	for (size_t i = 0; i < n; i++)
-		if (one(conn, messages[i]) < 0)
+		if (one(conn, messages[i], ctx) < 0)
 			return -1;
 	return 0;
+}
+
+static void effect_close(void *ctx)
+{
+	free(ctx);
 }
 
 const struct postrider_handler postrider_handler = {
@@ -70,4 +71,5 @@ const struct postrider_handler postrider_handler = {
 	.name = "effect",
 	.open = effect_open,
 	.handle = effect_handle,
+	.close = effect_close,
 };

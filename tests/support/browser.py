@@ -169,6 +169,12 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", {"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1})
 
+    def follow(self, selector):
+        """A click on a link, until the page behind it is there: what is asked next is not asked of this one."""
+        self.js("window.left = false")
+        self.click(selector)
+        self.wait("!('left' in window) && document.readyState === 'complete'", 90, f"the page behind {selector}")
+
     def type(self, selector, text):
         self.click(selector)
         self.call("Input.insertText", {"text": text})
