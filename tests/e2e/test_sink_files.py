@@ -271,7 +271,7 @@ def test_a_directory_of_another_group(sink):
     s.consumer(group=s.i.group + "-2").start()
     wait_until(lambda: os.path.exists(os.path.join(s.directory, "_manifest/owner")), 20, "the next owner")
     assert content(os.path.join(s.directory, "_manifest/owner")).decode() == s.i.group + "-2\n"
-    assert not temp_files(os.path.join(s.directory, "_manifest"))
+    wait_until(lambda: not temp_files(os.path.join(s.directory, "_manifest")), 20, "nothing to be left")
 
 
 def test_another_directory_or_target(sink, tmp_path):

@@ -182,6 +182,7 @@ def test_order_of_before_the_start(inbox):  # noqa: F811
     it can."""
     i = inbox(partitions=1)
     c = i.consumer().start().wait_ready()
+    wait_until(lambda: i.one("SELECT count(*) FROM inbox.position WHERE next_offset = 0") == 2, 20, "both lanes to stand at the end")
     assert c.terminate() == 0
     order(i, 6)
     c.start().wait_ready()
