@@ -113,7 +113,7 @@ static void one_deadline_for_all(void **state)
 	pr_drain_join(&d, thread[1], "writer");
 	pr_drain_join(&d, thread[2], "lane");
 	assert_true(pr_mono_us() - begin >= 300000);
-	assert_true(pr_mono_us() - begin < 5 * PR_SEC);
+	assert_true(pr_mono_us() - begin < 30 * PR_SEC);
 	assert_int_equal(d.late, 2);
 	assert_string_equal(d.names, "reader, lane");
 	for (int i = 0; i < 3; i += 2) {
