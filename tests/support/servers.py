@@ -613,16 +613,32 @@ class Kafka(Server):
         """{name: number of partitions}, internal topics left out."""
         return {n: len(t.partitions) for n, t in self._metadata().topics.items() if not n.startswith("__")}
 
+    @staticmethod
+    def _unless_fenced(ask, what, timeout):
+        """Asks again while the broker is fenced: a busy machine has kept it from its heartbeat for a moment, and none is there to take a
+        partition."""
+        from confluent_kafka import KafkaError, KafkaException
+
+        def done():
+            try:
+                ask().result(timeout)
+            except KafkaException as e:
+                if e.args[0].code() != KafkaError.INVALID_REPLICATION_FACTOR:
+                    raise
+                return False
+            return True
+        wait_until(done, timeout, what)
+
     def create_topic(self, name, partitions=1, config=None, timeout=30):
         from confluent_kafka.admin import NewTopic
-        self.admin.create_topics([NewTopic(name, partitions, 1, config=config or {})])[name].result(timeout)
+        self._unless_fenced(lambda: self.admin.create_topics([NewTopic(name, partitions, 1, config=config or {})])[name], f"topic {name}", timeout)
         wait_until(lambda: self.topics().get(name) == partitions and all(
             p.leader >= 0 for p in self._metadata().topics[name].partitions.values()), timeout, f"topic {name}")
         return name
 
     def add_partitions(self, name, total, timeout=30):
         from confluent_kafka.admin import NewPartitions
-        self.admin.create_partitions([NewPartitions(name, total)])[name].result(timeout)
+        self._unless_fenced(lambda: self.admin.create_partitions([NewPartitions(name, total)])[name], f"{total} partitions of {name}", timeout)
         wait_until(lambda: self.topics().get(name) == total, timeout, f"{total} partitions of {name}")
 
     def delete_topic(self, name, timeout=30):
