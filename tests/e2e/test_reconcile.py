@@ -16,6 +16,7 @@ import servers
 
 from data_platform import away  # noqa: F401
 from inbox import inbox  # noqa: F401
+from outbox import read_topic
 from s3_sink import S3Sink
 from sink import Sink, final_files
 from sink_made import MadeSink, ids, millis, produce, produce_many
@@ -74,6 +75,8 @@ def abort_one(kafka, topic):
     p.produce(topic, b"{}", "k", 0, headers=[("id", ids(1)[0]), ("type", "Made")], timestamp=millis(115))
     p.flush(30)
     p.abort_transaction(30)
+    # Its end is on the topic a moment after this was answered; until then nobody reads beyond its begin.
+    wait_until(lambda: kafka.end_offsets(topic)[0] == 22, 30, "the transaction's end")
 
 
 @pytest.fixture
@@ -421,9 +424,7 @@ def test_files_that_reach_over_a_slice(db, kafka, topic, tmp_path, cli):
 
 def test_a_topic_made_anew(scene, kafka):
     """Files and ledger are of the topic that had this name before. Somebody has set the position back: it tells nothing."""
-    (gone,) = kafka.admin.delete_topics([scene.topic]).values()
-    gone.result(30)
-    wait_until(lambda: scene.topic not in kafka.admin.list_topics(timeout=5).topics, 30)
+    kafka.delete_topic(scene.topic)
     kafka.create_topic(scene.topic, 2, {"retention.ms": "-1"})
     produce(kafka, scene.topic, [(0, i, 1, b"{}", []) for i in ids(12)])
     for p in 0, 1:
@@ -442,19 +443,19 @@ def test_an_aborted_transaction_is_no_record(scene, kafka):
 # ---------------------------------------------------------------- the outbox
 
 def outbox(db, kafka, relay, name, topic):
-    """Ten events through a relay; their ids in order."""
+    """Ten events through a relay, which is gone when this returns; their ids in order."""
     kafka.create_topic(topic, 1)
     servers.Cli().run("init", "--conninfo", db.conninfo, "--brokers", kafka.bootstrap, "--name", name, check=True)
     made = [db.one("SELECT outbox.publish('t', 'k', 'Made', '{}', topic => %s)::text", (topic,)) for _ in range(10)]
-    r = relay(db.conninfo, kafka.bootstrap, name=name)
-    r.start()
-    return made, r
+    r = relay(db.conninfo, kafka.bootstrap, name=name).start()
+    wait_until(lambda: db.query("SELECT 1 FROM outbox.relay WHERE published_seq >= 10"), 60, "all to be published")
+    r.stop()
+    read_topic(kafka, topic, 10, 60)  # the transaction's end is there, too
+    return made
 
 
 def test_the_outbox(db, kafka, relay, outbox_name, topic, cli):
-    made, r = outbox(db, kafka, relay, outbox_name, topic)
-    wait_until(lambda: db.query("SELECT 1 FROM outbox.relay WHERE published_seq >= 10"), 60)
-    r.stop()
+    made = outbox(db, kafka, relay, outbox_name, topic)
     front = ("-t", topic, "--brokers", kafka.bootstrap, "--outbox-conninfo", db.conninfo)
     answer = run(cli, *front)
     assert answer["records"] == 10 and answer["outbox"] == {
@@ -475,12 +476,10 @@ def test_the_outbox(db, kafka, relay, outbox_name, topic, cli):
 def test_published_twice(db, kafka, relay, outbox_name, topic, cli):
     """A record that somebody copied, with its headers."""
     from confluent_kafka import Consumer, Producer, TopicPartition
-    _, r = outbox(db, kafka, relay, outbox_name, topic)
-    wait_until(lambda: db.query("SELECT 1 FROM outbox.relay WHERE published_seq >= 10"), 60)
-    r.stop()
+    outbox(db, kafka, relay, outbox_name, topic)
     c = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": topic, "auto.offset.reset": "earliest"})
     c.assign([TopicPartition(topic, 0, 0)])
-    m = wait_until(lambda: c.poll(1), 30)
+    m = wait_until(lambda: (x := c.poll(1)) and not x.error() and x, 30, "the first record")
     c.close()
     p = Producer({"bootstrap.servers": kafka.bootstrap})
     p.produce(topic, m.value(), m.key(), 0, headers=m.headers())
@@ -554,7 +553,7 @@ def test_a_running_sink_of_objects(inbox, cli):
         s = S3Sink(inbox(partitions=0), store, prefix="raw/")
         s.i.send(200)
         m = s.consumer().start()
-        s.check()
+        s.check(manifest=True)  # they are written behind their files: a dead one writes none
         m.stop()
         answer = run(cli, "-c", m.file)
         (source,) = answer["sources"]

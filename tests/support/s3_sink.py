@@ -3,7 +3,8 @@ with the topic record by record, as tests/support/sink.py does it with files."""
 import os
 
 import s3
-from sink import Sink, wrong
+from sink import Sink, wrong, wrong_with_manifests
+from wait import wait_until
 
 
 class S3Sink(Sink):
@@ -40,11 +41,18 @@ class S3Sink(Sink):
                 f.write(data)
 
     def check(self, timeout=30, topics=None, without=(), manifest=False):
-        """All is published, each record once, as it is."""
+        """All is published, each record once, as it is; with manifest: those tell the truth, too."""
         self.published(timeout)
         self.fetch()
         found = wrong(self.directory, self.i.kafka, topics or [self.i.topic], without)
         assert not found, "; ".join(found[:5]) + "\n" + self.standing() + "\n" + self.i.logs()
+
+        def well():
+            self.fetch()
+            found[:] = wrong_with_manifests(self.directory)
+            return not found
+        if manifest:
+            wait_until(well, 40, "the manifests", ignore=(OSError, ValueError))
 
     def uploads(self):
         """(key, id) of uploads under way, as the store tells whoever may ask."""

@@ -26,7 +26,8 @@ def millis(minutes):
 def produce(kafka, topic, records):
     """records: (partition, id, minutes, payload bytes or None, more headers). Partitions get them in this order."""
     from confluent_kafka import Producer
-    p = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})  # a retry may not change the order
+    # A retry may not change the order; one at a time, as in inbox.py.
+    p = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True, "max.in.flight": 1})
     for partition, ident, minutes, payload, headers in records:
         p.produce(topic, payload, "k" + ident[:4], partition, headers=[("id", ident), ("type", "Made"), *headers],
                   timestamp=millis(minutes))
@@ -36,7 +37,7 @@ def produce(kafka, topic, records):
 def produce_many(kafka, topic, n, minutes=0):
     """So many small records of one time into partition 0."""
     from confluent_kafka import Producer
-    p = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True, "linger.ms": 50,
+    p = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True, "max.in.flight": 1, "linger.ms": 50,
                   "queue.buffering.max.messages": n + 1})
     for _ in range(n):
         p.produce(topic, b"1", None, 0, timestamp=millis(minutes))
