@@ -14,14 +14,14 @@ from concert import Seats
 from service import Api, Service
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 LISTENER = "application_name = 'postrider-concert cache' AND datname = '{}'"
 
 
 class Shop:
-    def __init__(self, db, redis, n=1):
+    def __init__(self, db, redis, n=1, timeout="100ms"):
         self.db, self.redis = db, redis
-        self.config = {"redis": {"address": redis.address}, "cache": {"prefix": db.name, "life": "10m"}}
+        self.config = {"redis": {"address": redis.address, "timeout": timeout}, "cache": {"prefix": db.name, "life": "10m"}}
         self.services = []
         for _ in range(n):
             self.add()
@@ -72,8 +72,8 @@ class Shop:
 def shop(empty_db, own_redis):
     made = []
 
-    def make(n=1, **redis):
-        made.append(Shop(empty_db, own_redis(**redis), n))
+    def make(n=1, timeout="100ms", **redis):
+        made.append(Shop(empty_db, own_redis(**redis), n, timeout))
         return made[-1]
     yield make
     for s in made:
@@ -98,7 +98,7 @@ def test_redis_is_frozen(shop):
     new = s.change()
     with ThreadPoolExecutor(4) as pool:
         assert all(r == new for r in pool.map(lambda _: s.read(), range(40)))
-    assert first < 2 and s.metric("failures_total") <= fails + 8, "it must not be asked again by every request"
+    assert first < 15 and s.metric("failures_total") <= fails + 8, "it must not be asked again by every request"
     s.redis.sigcont()
     s.in_use()
     assert s.read() == new
@@ -121,7 +121,7 @@ def test_redis_comes_back_with_what_it_had(shop):
 
 
 def test_redis_is_emptied(shop):
-    s = shop(n=2)
+    s = shop(n=2, timeout="10s")  # a busy machine's Redis is no failed one
     for _ in range(5):
         s.cached()
         s.redis.flush()
@@ -133,7 +133,7 @@ def test_redis_is_emptied(shop):
 
 def test_redis_is_full(shop):
     """It refuses to write: every answer is Postgres's, and the service does not think that Redis is away."""
-    s = shop()
+    s = shop(timeout="10s")
     s.redis.call("CONFIG", "SET", "maxmemory", "1")
     for _ in range(3):
         assert s.read() == {100}
@@ -157,7 +157,7 @@ def test_an_answer_that_is_late(shop, tmp_path):
         assert s.read() == new
         os.unlink(hold)
         assert old.result() == {100}
-    assert s.metric('writes_total{service="concert",result="late"}', slow) == 1
+    wait_until(lambda: s.metric('writes_total{service="concert",result="late"}', slow) == 1, 20, "it to be refused")
     assert s.read() == s.read(slow) == new
 
 
