@@ -9,14 +9,14 @@ from confluent_kafka import Producer
 from saga import sagas  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)
 
 TRIP = """
-name = "trip"; version = 1; style = "choreography"; deadline = "90s"; correlate = "header.correlation-id"; emit_undo = true;
+name = "trip"; version = 1; style = "choreography"; deadline = "10m"; correlate = "header.correlation-id"; emit_undo = true;
 start: { topic = "@name@.events"; type = "Wanted"; };
 steps = (
   { name = "CAR"; kind = "compensatable"; on = "Wanted"; emits = "CarBooked"; emits_topic = "@name@.events";
-    undo: { command = "GiveBackCar"; topic = "@name@.undo"; }; do: { timeout = "20s"; }; },
+    undo: { command = "GiveBackCar"; topic = "@name@.undo"; }; do: { timeout = "3m"; }; },
   { name = "FLIGHT"; kind = "pivot"; on = "CarBooked"; emits = "FlightBooked"; emits_topic = "@name@.more"; do: { timeout = "1500ms"; }; } );
 invariants = ( "CAR.applied == FLIGHT.applied" );
 """
@@ -30,13 +30,14 @@ class Post:
     def tell(self, type, topic="events", **more):
         h = {"id": str(uuid.uuid4()), "type": type, "correlation-id": self.trip}
         self.out.produce(f"{self.s.name}.{topic}", json.dumps({}), self.trip, headers=[(k, v.encode()) for k, v in h.items()], **more)
-        assert self.out.flush(10) == 0
+        assert self.out.flush(60) == 0
 
 
 def test_what_is_awaited_lies_with_another_member(sagas):  # noqa: F811
     """Story: two members share the topics, and the one that has the partition with the last event stands still. The other
     one, whose saga it is, has read all of its own: the step is not missing before that partition is handled too."""
-    s = sagas(definitions={"trip.cfg": TRIP}, services={}, post=False, topics=["@.events", "@.more"])
+    s = sagas(definitions={"trip.cfg": TRIP}, services={}, post=False, topics=["@.events", "@.more"],
+              config={"kafka": {"properties": ["session.timeout.ms=120000"]}})  # who stands still keeps what it has
     more = f"{s.name}.more"
     s.kafka.create_topic(f"{s.name}.undo", 1)
     s.kafka.add_partitions(more, 2)
@@ -50,14 +51,14 @@ def test_what_is_awaited_lies_with_another_member(sagas):  # noqa: F811
     id, frozen = str(uuid.uuid4()), owner(more, far)
     post = Post(s, id)
     post.tell("Wanted")
-    wait_until(lambda: s.steps(id).get("CAR") == "DOING", 20, "the saga")
+    wait_until(lambda: s.steps(id).get("CAR") == "DOING", 60, "the saga")
     frozen.sigstop()
     try:
         post.tell("FlightBooked", "more", partition=far)
         post.tell("CarBooked")
-        wait_until(lambda: s.steps(id)["FLIGHT"] == "DOING", 20, "its last step")
+        wait_until(lambda: s.steps(id)["FLIGHT"] == "DOING", 60, "its last step")
         wait_until(lambda: s.log(id, "missing") or s.db.one("SELECT due_at < now() - interval '1 s' FROM saga.instance_0 WHERE id = %s", (id,)),
-                   20, "its time to be over")
+                   60, "its time to be over")
         assert not s.log(id, "missing")
     finally:
         frozen.sigcont()
@@ -79,7 +80,7 @@ def test_partitions_come_and_go(sagas):  # noqa: F811
         post = Post(s, str(uuid.uuid4()))
         post.tell("Wanted")
         post.tell("CarBooked")
-        wait_until(lambda: s.log(post.trip, "missing"), 40, "the step to be missing")
+        wait_until(lambda: s.log(post.trip, "missing"), 90, "the step to be missing")
     missing()
     s.kafka.add_partitions(more, 2)
     wait_until(lambda: sum(p["topic"] == more for p in s.engine.consumer.status()["partitions"]) == 2, 60, "the new partition to be ours")
@@ -112,9 +113,9 @@ def test_behind_an_open_transaction(sagas):  # noqa: F811
 
     def late(seconds):
         wait_until(lambda: s.log(post.trip, "missing") or s.db.one("SELECT due_at < now() - %s * interval '1 s' FROM saga.instance_0 WHERE id = %s",
-                                                                    (seconds, post.trip)), 30, "its time to be over")
+                                                                    (seconds, post.trip)), 60, "its time to be over")
         assert not s.log(post.trip, "missing")
-    wait_until(lambda: s.steps(post.trip).get("FLIGHT") == "DOING", 20, "its last step")
+    wait_until(lambda: s.steps(post.trip).get("FLIGHT") == "DOING", 60, "its last step")
     late(1)
     before = looks(s)
     late(5)

@@ -11,7 +11,7 @@ from saga import INBOX, dies, saga_module  # noqa: F401
 from test_saga_walk import cases, completes
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def test_relay_dies_in_between(walk, part):
     ids = walk.begin(random.Random(part).sample(cases(7), 25))
     for point in ("acknowledged_before_position:1", "produced_before_acknowledged:2"):
         relay.kill()
-        dies(relay, point)
+        dies(relay, point, 60)
     relay.start()
-    walk.wait_over(ids, 60)
-    wait_until(lambda: completes(walk), 40, "a saga to be completed")
-    walk.check()
+    walk.wait_over(ids, 90)
+    wait_until(lambda: completes(walk), 90, "a saga to be completed")
+    walk.check(timeout=60)
     records = [header(r, "id") for t in (INBOX, *(f"{walk.name}.{w}" for w in ("money", "seats", "post")))
                for r in read_topic(walk.kafka, t)]
     if part == "engine":  # the post office gives what it carries a new id
