@@ -14,7 +14,7 @@ from outbox import Outbox
 from tls import Authority
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 REFUSED = (ssl.SSLError, OSError, http.client.HTTPException)
 PATHS = ("/", "/healthz", "/readyz", "/metrics", "/status.json", "/history.json")
 
@@ -51,7 +51,7 @@ def fetch(port, path, ctx, timeout=20, **more):
 
 
 def serial(port, ctx):
-    with socket.create_connection(("127.0.0.1", port), 20) as s, ctx.wrap_socket(s, server_hostname="127.0.0.1") as t:
+    with socket.create_connection(("127.0.0.1", port), 60) as s, ctx.wrap_socket(s, server_hostname="127.0.0.1") as t:
         return t.getpeercert()["serialNumber"]
 
 
@@ -73,9 +73,15 @@ def post(pg_server, kafka, certs, me):
         yield o.start()
 
 
+def is_well(post):
+    """It may be behind for a moment on a busy machine, and says so."""
+    wait_until(lambda: post.relay.get("/readyz")[0] == 200, 60, "it to be ready", ignore=REFUSED)
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_right(post, certs, version):
     ctx = context(certs, certs.client, version)
+    is_well(post)
     for path in PATHS:
         assert fetch(post.relay.port, path, ctx)[0] == 200, path
 
@@ -88,19 +94,19 @@ def test_refused(post, certs, who):
         for path in ("/healthz", "/status.json"):
             with pytest.raises(REFUSED):
                 fetch(post.relay.port, path, context(certs, pair, version))
-    assert post.relay.get("/readyz")[0] == 200
+    is_well(post)
 
 
 def test_plain(post):
     """Somebody speaks HTTP at it: no word of HTTP comes back."""
-    with socket.create_connection(("127.0.0.1", post.relay.port), 20) as s:
+    with socket.create_connection(("127.0.0.1", post.relay.port), 60) as s:
         s.sendall(b"GET /status.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         got = b""
         with contextlib.suppress(ConnectionError):
             while more := s.recv(4096):
                 got += more
     assert b"HTTP" not in got and b"{" not in got
-    assert post.relay.get("/readyz")[0] == 200
+    is_well(post)
 
 
 def test_the_server_is_checked(post, certs):
@@ -119,7 +125,7 @@ def test_slow_handshake(post, certs, me):
         for _ in range(100):
             slow.append(stack.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", post.relay.port), 20))))
             slow[-1].sendall(hello)
-        assert wait_until(lambda: post.relay.get("/readyz"), 60, "an answer", ignore=REFUSED)[0] == 200
+        is_well(post)
         for s in slow:
             s.settimeout(60)
             with contextlib.suppress(ConnectionError):
@@ -135,7 +141,7 @@ def test_too_much(post, me):
             t.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
             for _ in range(64):
                 t.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
-    assert post.relay.get("/readyz")[0] == 200
+    is_well(post)
 
 
 def test_events_flow(post):

@@ -250,7 +250,7 @@ def test_from_their_table_to_kafka(db, kafka, relay, adopt, service, cli, name, 
     cli("init", "--conninfo", db.conninfo, "--brokers", kafka.bootstrap, "--name", outbox_name, check=True)
     kafka.create_topic(layout.topic, 3)
     relay(db.conninfo, kafka.bootstrap, name=outbox_name).start().wait_ready()
-    in_order(read_topic(kafka, layout.topic, len(truth)), truth)
+    in_order(read_topic(kafka, layout.topic, len(truth), 60), truth)
     result = checker.check(db.conninfo, kafka.bootstrap, layout.topic, journal_sql=checker.OUTBOX)
     assert result.ok and result.journal == len(truth), result.report()
 

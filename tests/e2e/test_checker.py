@@ -312,7 +312,7 @@ def test_rows_gone_after_publishing_are_phantoms(loaded, kafka):
 def test_settle_waits_for_a_slow_relay(loaded, kafka):
     t = threading.Timer(1.0, publish, (loaded[0], kafka))
     t.start()
-    r = check(loaded, kafka, settle=30)
+    r = check(loaded, kafka, settle=90)
     t.join()
     assert r.ok, r
 
@@ -355,13 +355,13 @@ def test_load_survives_crashes_and_its_journal_knows_the_outcome(own_pg, kafka):
     run = load.Load(db.conninfo, clients=4, async_commit=0.3, aggregates=30, hold=None).start()
     for i in range(3):
         seen = run.committed
-        wait_until(lambda seen=seen: run.committed > seen + 50, 20, "commits")
+        wait_until(lambda seen=seen: run.committed > seen + 50, 60, "commits")
         if i == 1:
             pg.kill_backend("application_name = 'load'")
         else:
             pg.restart("immediate")
     seen = run.committed
-    wait_until(lambda: run.committed > seen + 50, 20, "commits after the last crash")
+    wait_until(lambda: run.committed > seen + 50, 60, "commits after the last crash")
     counts = run.stop()
     assert counts["unknown"] + counts["failed"] > 0, counts
     assert run.lost_by_postgres() == []
@@ -380,9 +380,9 @@ def test_bulk_load_continues_the_aggregates(db):
 
 
 def test_load_keeps_its_rate(db):
+    start = time.monotonic()  # before the first one may begin
     run = load.Load(db.conninfo, rate=100, clients=2, hold=None).start()
-    start = time.monotonic()
-    wait_until(lambda: run.counts["attempted"] >= 100, 20)
+    wait_until(lambda: run.counts["attempted"] >= 100, 60)
     took = time.monotonic() - start
     run.stop()
     assert took > 0.8

@@ -131,7 +131,8 @@ def test_explain_error_tells_what_happens(inbox):  # noqa: F811
     i.stands()
     assert [(k, code) for k, _, _, code in i.parked()] == [("22012", "22012")]
     assert sorted((k, n) for k, n in i.dead("key, attempts")) == [("22P02", 1), ("23505", 2), ("P0001", 1)]
-    assert c.status()["handled"]["ignored"] == 1 and [r[1] for r in i.rows()] == ["good"]
+    wait_until(lambda: c.status()["handled"]["ignored"] == 1, 20, "the ignored one to be counted")  # behind its commit
+    assert [r[1] for r in i.rows()] == ["good"]
     assert explain(c, "23505")["attempts"] == 2
     rule = explain(c, "22012")["rule"]
     assert (rule["match"], rule["file"], rule["index"]) == ("sqlstate:22012", c.file, 0)
@@ -159,14 +160,14 @@ def test_reload_takes_numbers_only(inbox):  # noqa: F811
     c = i.consumer().start().wait_ready()
     c.rewrite({"limits": {"batch_events": 7}, "log": {"level": "debug"}})
     c.hup()
-    wait_until(lambda: "configuration reloaded" in c.log_text(), 10, "the reload")
+    wait_until(lambda: "configuration reloaded" in c.log_text(), 60, "the reload")
     c.rewrite({"limits": {"batch_events": 8}, "dedupe": "offset"})
     c.hup()
     answer = i.wait_state(c, "warn")
     assert "dedupe" in answer["sentence"] and "cannot change while running" in answer["checks"]["reload"]
     c.rewrite({"errors": [{"match": "sqlstat:1", "policy": "park"}]})
     c.hup()
-    wait_until(lambda: "errors[0].match" in json.loads(c.get("/readyz")[1])["checks"]["reload"], 10, "the new reason")
+    wait_until(lambda: "errors[0].match" in json.loads(c.get("/readyz")[1])["checks"]["reload"], 60, "the new reason")
     c.rewrite({"dedupe": "inbox", "errors": []})
     c.hup()
     i.wait_state(c, "ok")
@@ -180,7 +181,7 @@ def test_port_in_use(inbox):  # noqa: F811
         s.bind(("127.0.0.1", 0))
         s.listen()
         c = i.consumer(config={"http": {"listen": f"127.0.0.1:{s.getsockname()[1]}"}}).start()
-        assert c.wait(10) not in (0, None) and "cannot serve HTTP" in c.log_text()
+        assert c.wait(60) not in (0, None) and "cannot serve HTTP" in c.log_text()
 
 
 def test_database_without_schema(pg_server, kafka):
@@ -189,7 +190,7 @@ def test_database_without_schema(pg_server, kafka):
     db = pg_server.createdb(name)
     try:
         c = servers.Consumer(db.conninfo, kafka.bootstrap, "bare", ["nothing"], ROW).start()
-        assert c.wait(15) == 78
+        assert c.wait(60) == 78
         assert "postrider init" in c.log_text()
     finally:
         db.drop()
@@ -204,7 +205,7 @@ def test_forgotten_ids_are_refused(inbox):  # noqa: F811
     i.db.query("UPDATE inbox.slot SET slot = 2, opened_at = now() - interval '1 day'")
     i.db.query("UPDATE inbox.consumer SET made_at = now() - interval '30 days'")
     c.start()
-    assert c.wait(15) == 78
+    assert c.wait(60) == 78
     assert "inbox.horizon" in c.log_text() and "applied twice" in c.log_text()
     # A shorter horizon is as good as it says; and a group that is younger than the ids has forgotten none.
     c.override = ["inbox.horizon=12h"]

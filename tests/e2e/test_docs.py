@@ -16,7 +16,7 @@ import shell
 import tls
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 # Pages that are typed from top to bottom (how, below); on those that are only checked, commands have names, servers or troubles in them
 # that a reader has and a test has not. A page of neither kind is an error.
@@ -88,7 +88,7 @@ def own():
     """Servers of this file alone: what the pages make has everybody's names."""
     if not servers.kafka_jars():
         pytest.skip("no Kafka jars: run make setup with Maven Central within reach")
-    pg, kafka = servers.Postgres().start(), servers.Kafka(quick=True).start().warm()
+    pg, kafka = servers.Postgres().start(), servers.Kafka({"broker.session.timeout.ms": "18000"}, quick=True).start().warm()
     yield pg, kafka
     kafka.kill()
     pg.stop("immediate")

@@ -88,7 +88,7 @@ def test_all_is_well(outbox):
     outbox.start()
     kind, topic = outbox.kind()
     outbox.publish(kind, "1")
-    wait_until(lambda: outbox.read(topic, 1), 10, "the event")
+    outbox.read(topic, 1, 60)
     d = look(outbox)
     assert (d.rc, d.failures()) == (0, []), d.lines
     for check in ("server", "pooler", "clock", "settings", "schema", "room", "table", "ranges", "rows", "held", "relay",
@@ -263,10 +263,10 @@ def test_held_and_paused(outbox):
     outbox.start()
     kind, _ = outbox.kind(config={"max.message.bytes": "2000"})
     outbox.publish(kind, "1", payload=json.dumps({"x": "y" * 5000}))
-    outbox.wait_parked(1)
+    outbox.wait_parked(1, 60)
     missing = unique("docno")
     outbox.publish(missing, "1")
-    wait_until(lambda: outbox.sql("SELECT 1 FROM outbox.waiting"), 15, "the missing topic to be noticed")
+    wait_until(lambda: outbox.sql("SELECT 1 FROM outbox.waiting"), 60, "the missing topic to be noticed")
     outbox.run("pause", check=True)
     d = look(outbox)
     assert d.one("1 event behind 1 key is parked", "warn")["fix"].startswith("postrider parked list -c ")
@@ -287,7 +287,7 @@ def test_events_wait_and_nobody_publishes(outbox):
     assert d.rc == 3
     assert d.one("no relay holds this outbox: nothing is published, 1 event waits")["fix"] == f"postrider-relay -c {outbox.relay.file}"
     outbox.start()
-    wait_until(lambda: look(outbox).rc == 0, 20, "it to be published")
+    wait_until(lambda: look(outbox).rc == 0, 60, "it to be published")
 
 
 def test_another_database(outbox, own_pg):
@@ -295,7 +295,7 @@ def test_another_database(outbox, own_pg):
     outbox.start()
     kind, topic = outbox.kind()
     outbox.publish(kind, "1")
-    wait_until(lambda: outbox.read(topic, 1), 10, "the event")
+    outbox.read(topic, 1, 60)
     outbox.stop()
     other = own_pg(fresh=True).createdb("other", schema=True)
     line = look(outbox, "--conninfo", other.conninfo).one("of another database")
@@ -308,7 +308,7 @@ def test_positions_topic(outbox, kafka):
     kafka.set_topic_config(f"postrider.positions.{outbox.name}", {"cleanup.policy": "delete"})
     assert "cleanup.policy=compact" in look(outbox).one("must be compact")["fix"]
     kafka.delete_topic(f"postrider.positions.{outbox.name}")
-    wait_until(lambda: look(outbox).of("positions topic", state="fail"), 15, "the topic to be gone")
+    wait_until(lambda: look(outbox).of("positions topic", state="fail"), 60, "the topic to be gone")
 
 
 def test_topics(outbox, kafka):
@@ -384,7 +384,7 @@ def test_hanging_transaction(outbox, kafka):
         assert not look(outbox, "--older", "1h").of("transactions", "Kafka", "fail")
     finally:
         p.abort_transaction(20)
-    wait_until(lambda: not look(outbox).of("transactions", "Kafka", "fail"), 10, "it to end")
+    wait_until(lambda: not look(outbox).of("transactions", "Kafka", "fail"), 60, "it to end")
 
 
 # ---------------------------------------------------------------- a consumer
@@ -399,7 +399,7 @@ def test_consumer(inbox, cli):
     inbox.poison("bad", "raise")
     inbox.send(30)
     inbox.flush()
-    inbox.wait_count(30)
+    inbox.wait_count(30, 60)
     d = look_at(cli, c.file)
     assert d.failures() == [], d.lines
     assert d.of("members")[0]["text"] == "1 member, state Stable, for 3 partitions"
@@ -447,7 +447,7 @@ def test_records_lost_to_retention(inbox, cli, kafka):
     c = inbox.consumer().start().wait_ready()
     inbox.send(60)
     inbox.flush()
-    inbox.wait_count(60)
+    inbox.wait_count(60, 60)
     assert c.terminate() == 0
     inbox.db.query("UPDATE inbox.position SET next_offset = 1")
     delete_records(kafka.bootstrap, inbox.topic, 0, 10)

@@ -13,7 +13,7 @@ from inbox import SET, Inbox
 from outbox import Outbox
 from wait import wait_until
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(not shutil.which("pgbouncer"), reason="no pgbouncer (make setup)")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.skipif(not shutil.which("pgbouncer"), reason="no pgbouncer (make setup)")]
 REFUSED = "a pooler in transaction mode is in between"
 
 
@@ -84,11 +84,11 @@ def test_shared_processes_are_refused(outbox, pooler, pg_server, kafka):
             return c.fetchone()
     before = settings()
     r = relay_of(outbox, through).start()
-    assert r.wait(20) == 78 and REFUSED in r.log_text() and "pool_mode = session" in r.log_text()
+    assert r.wait(60) == 78 and REFUSED in r.log_text() and "pool_mode = session" in r.log_text()
     i = Inbox(pg_server, kafka, 1, "poolin")
     i.conninfo = pooler.conninfo(i.name)
     c = i.consumer(SET).start()
-    assert c.wait(20) == 78 and REFUSED in c.log_text()
+    assert c.wait(60) == 78 and REFUSED in c.log_text()
     i.close()
     for argv in (("pause",), ("parked", "list"), ("dlq", "list")):
         done = outbox.cli.run(*argv, "--conninfo", through)
@@ -110,7 +110,7 @@ def test_session_mode_is_well(outbox, pooler):
     outbox.publish(kind, "k")
     outbox.read(topic, 1)
     second = relay_of(outbox, through).start()
-    wait_until(lambda: second.status()["state"] == "standby", 20, "the standby", ignore=(OSError,))
+    wait_until(lambda: second.status()["state"] == "standby", 60, "the standby", ignore=(OSError,))
     done = outbox.cli.run("doctor", "--json", "-c", outbox.relay.file)
     line, = (x for x in map(json.loads, done.stdout.splitlines()) if x["check"] == "pooler")
     assert (done.returncode, line["state"]) == (0, "ok") and "session mode" in line["text"], done.stdout

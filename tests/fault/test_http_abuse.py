@@ -12,7 +12,7 @@ import pytest
 from scene import scene  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 HOST = b"Host: 127.0.0.1\r\n"
 REQUESTS, CLIENTS, SLOW = 3000, 8, 40
 ROOM_KB = 48 << 10  # 64 places of a head, a body and an answer, and what the events' own flow needs

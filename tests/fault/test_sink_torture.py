@@ -32,9 +32,9 @@ def test_every_point_is_drawn():
 
 
 @pytest.mark.skipif(not servers.kafka_jars(), reason="no Kafka jars: run make setup")
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(620)
 def test_a_round_of_each():
-    done = subprocess.run([sys.executable, "-B", SCRIPT, "--rounds", "4", "--faults", "3", "--seed", "2"], capture_output=True, text=True, timeout=380)
+    done = subprocess.run([sys.executable, "-B", SCRIPT, "--rounds", "4", "--faults", "3", "--seed", "2"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "torture: seed 2"
@@ -56,7 +56,7 @@ class Flawed(torture.Round):
 
 
 @pytest.mark.parametrize("flaw", ["sink_position_first", "sink_no_record"])
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_flaws_are_found_out(pg_server, kafka, flaw, capsys):
     class This(Flawed):
         pass
