@@ -67,7 +67,7 @@ class Scene:
     def published(self, relay):
         return relay.metric("postrider_published_total")
 
-    def flows(self, relay, more=1, timeout=20):
+    def flows(self, relay, more=1, timeout=60):
         """Until the relay has published `more` events from now on (a fresh process counts from 0)."""
         before = self.count(relay)
         wait_until(lambda: (self.count(relay) or 0) >= (before or 0) + more, timeout, f"{more} more events",
@@ -85,21 +85,21 @@ class Scene:
     def waiting(self):
         return self.db.one("SELECT count(*) FROM outbox.waiting")
 
-    def check(self, deaths=0, settle=25, **more):
+    def check(self, deaths=0, settle=60, **more):
         """Ends the load and asserts the guarantee. deaths: of relays and of producers, each of which may
         repeat a window of events in at_least_once; None: not counted. Returns the checker's result."""
         self.stop_load()
         # A broker that was just woken may still lose and win its partitions.
         r = wait_until(lambda: checker.check(self.db.conninfo, self.kafka.bootstrap, self.topics, mode=self.delivery,
                                              settle=settle, open_txn_timeout=20, **more),
-                       20, "the topics to be readable", ignore=(KafkaException,))
+                       60, "the topics to be readable", ignore=(KafkaException,))
         assert r.ok, r.report()
         assert r.journal > 0 and r.records >= r.journal, r.report()
         if self.delivery == "at_least_once" and deaths is not None:
             assert r.dup <= deaths * 2 * BATCH, r.report()
         return r
 
-    def drained(self, relay, timeout=10):
+    def drained(self, relay, timeout=60):
         """Until the relay itself says that nothing is owed (after .check() has said so)."""
         seen = []
 
@@ -116,7 +116,7 @@ class Scene:
     def no_lag(self, standby):
         """Until a relay that stands by sees no lag either."""
         try:
-            wait_until(lambda: standby.metric("postrider_lag_seconds", 9) == 0, 10, "the standby's lag to be 0")
+            wait_until(lambda: standby.metric("postrider_lag_seconds", 9) == 0, 60, "the standby's lag to be 0")
         except AssertionError as e:
             row = self.db.query("SELECT published_seq, (SELECT max(seq) FROM outbox.event) FROM outbox.relay")
             raise AssertionError(f"{e}; published and last seq {row}; {standby.get('/status.json')}") from None

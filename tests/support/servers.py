@@ -168,7 +168,7 @@ class Server:
     def sigstop(self):
         """SIGSTOP, and back only when every thread has stopped."""
         self.signal(signal.SIGSTOP)
-        wait_until(lambda: _all_stopped(self.pid), 10, f"{self.name} to stand still")
+        wait_until(lambda: _all_stopped(self.pid), 30, f"{self.name} to stand still")
 
     def sigcont(self):
         self.signal(signal.SIGCONT)
@@ -644,7 +644,7 @@ class Kafka(Server):
         r = ConfigResource(ConfigResource.Type.TOPIC, name)
         return {k: e.value for k, e in self.admin.describe_configs([r])[r].result(timeout).items()}
 
-    def end_offsets(self, topic, isolation="read_committed", timeout=10):
+    def end_offsets(self, topic, isolation="read_committed", timeout=30):
         """{partition: high watermark or last stable offset}."""
         from confluent_kafka import Consumer, TopicPartition
         c = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "none", "isolation.level": isolation,
