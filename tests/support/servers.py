@@ -570,7 +570,7 @@ class Kafka(Server):
                 s.settimeout(1)
                 if s.connect_ex(("127.0.0.1", self.port)):
                     return False
-            return bool(self._metadata(1).brokers)
+            return bool(self._metadata(5).brokers)
         from confluent_kafka import KafkaException
         wait_until(answers, timeout, "Kafka to answer", interval=0.05, ignore=(KafkaException,))
         return self
