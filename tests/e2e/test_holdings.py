@@ -10,6 +10,8 @@ import pytest
 from outbox import Outbox, by_key, unique
 from wait import stays, wait_until
 
+pytestmark = pytest.mark.timeout(600)
+
 # Compressed, a record may pass where its size says no; the tests are about sizes.
 PLAIN = {"kafka": {"properties": ["compression.codec=none"], "timeout": "5s"}}
 MODES = ("exactly_once", "at_least_once")

@@ -15,6 +15,8 @@ import servers
 from outbox import Outbox, by_key, unique
 from wait import wait_until
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def post(pg_server, kafka):

@@ -3,6 +3,8 @@ import pytest
 from inbox import ROW, SET, inbox  # noqa: F401
 from wait import wait_until
 
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.mark.parametrize("handler", [ROW, SET], ids=["row", "set"])
 def test_one_event_does_not_keep_the_breaker_open(inbox, handler):  # noqa: F811
