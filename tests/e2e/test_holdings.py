@@ -41,7 +41,7 @@ def waiting(o):
     return o.sql("SELECT coalesce(sum(events), 0)::int, count(*)::int FROM outbox.waiting")[0]
 
 
-def nothing_held(o, timeout=90):
+def nothing_held(o, timeout=150):
     wait_until(lambda: not o.parked() and waiting(o)[1] == 0, timeout, "nothing to be held back")
 
 
@@ -115,7 +115,7 @@ def test_skipped_inside_a_range(outbox):
 def test_retry_during_a_release(outbox):
     """A@1 is refused while its range is released, and parked; A@3, new, is parked behind it. The operator
     retries before the release has reached A@2: it is older than A@3, so the key must not go yet."""
-    o = outbox(limits={"batch_bytes": "64kB", "batch_events": 20}).start()
+    o = outbox(limits={"batch_bytes": "64kB", "batch_events": 50}).start()
     kind = unique("order")
     topic = "outbox.event." + kind
     o.publish(kind, "A", noise(3000), type="1")
@@ -142,7 +142,7 @@ def test_late_row_below_a_range(outbox):
     """A backlog is half out when its topic is deleted: the rest waits. Then a transaction commits whose row lies
     in the first half. A range widened down to it would hold the rows that were published, and publish them
     again."""
-    o = outbox(limits={"batch_events": 20, "poll_max": "10ms"})
+    o = outbox(limits={"batch_events": 50, "poll_max": "10ms"})
     kind, topic = o.kind()
     late = o.db.connect(autocommit=False)
     insert = ("INSERT INTO outbox.event (aggregatetype, aggregateid, type) "
@@ -160,7 +160,7 @@ def test_late_row_below_a_range(outbox):
     assert n < 6000 and len(out) == n, "all was out before the pause"
     o.kafka.delete_topic(topic)
     o.run("resume", check=True)
-    wait_until(lambda: waiting(o)[0] == 6000 - n, 60, "the second half to wait")
+    wait_until(lambda: waiting(o)[0] == 6000 - n, 150, "the second half to wait")
     late.commit()
     late.close()
     wait_until(lambda: waiting(o)[0] == 6001 - n, 60, "the late row to wait")
