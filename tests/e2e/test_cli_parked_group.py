@@ -315,9 +315,9 @@ def test_all_that_match(db, parked):
     assert len(plan) == 1600 and {x["outcome"] for x in plan} == {None}
     assert db.one("SELECT count(*) FROM inbox.parked WHERE request IS NOT NULL") == 0
     with member(db) as did:
-        got = lines(parked("retry", "--all", "--class", "http", "--code", "503", "--json", "--wait", "60s", check=True))
+        got = lines(parked("retry", "--all", "--class", "http", "--code", "503", "--json", "--wait", "100s", check=True))
         assert len(got) == 1500 and {x["outcome"] for x in got} == {"released"} and len(did) == 1500
-        assert len(lines(parked("retry", "--all", "--no-key", "--json", "--wait", "60s", check=True))) == 100
+        assert len(lines(parked("retry", "--all", "--no-key", "--json", "--wait", "50s", check=True))) == 100
         assert [x["key"] for x in lines(parked("release", "-t", "orders", "--json", check=True))] == ["first"]
     assert db.one("SELECT count(*) FROM inbox.parked") == 0
 
@@ -335,7 +335,7 @@ def test_skip_needs_yes(db, parked):
     assert db.one("SELECT count(*) FROM inbox.parked WHERE request IS NOT NULL") == 0
     with member(db) as did:
         got, = lines(parked("skip", "--id", name, "--yes", "--json", check=True))
-        wait_until(lambda: len(did) == 2, 10)
+        wait_until(lambda: len(did) == 2, 60)
     assert (got["request"], got["outcome"], got["dead_letters"]) == ("skip", "released", 0)
     assert db.query("SELECT id, state FROM inbox.dead_letter") == [(name, "dropped")]
     assert db.one("SELECT by FROM inbox.dead_letter_log WHERE what = 'skip'") == "postgres"
@@ -400,11 +400,11 @@ def test_retry_with_a_consumer(cli, inbox):  # noqa: F811
     shown = lines(cli("parked", "show", "-k", "k1", *front, check=True))
     assert [x["id"] for x in shown] == i.keys["k1"] and [x["behind"] is None for x in shown] == [True] + 9 * [False]
     # Not cured yet.
-    done = cli("parked", "retry", "-k", "k1", "--wait", "20s", *front)
+    done = cli("parked", "retry", "-k", "k1", "--wait", "50s", *front)
     got, = lines(done)
     assert (done.returncode, got["outcome"], got["events"]) == (1, "still_parked", 10)
     i.cure()
-    got, = lines(cli("parked", "retry", "-k", "k1", "--wait", "20s", *front, check=True))
+    got, = lines(cli("parked", "retry", "-k", "k1", "--wait", "50s", *front, check=True))
     assert (got["outcome"], got["events"], got["dead_letters"]) == ("released", 0, 0)
     i.check()
     assert [seq for _, key, seq, _ in i.rows() if key == "k1"] == list(range(1, 11))
@@ -418,7 +418,7 @@ def test_skip_and_release_with_a_consumer(cli, inbox):  # noqa: F811
     i.send(60, keys=6)
     i.consumer(config=PARKS).start()
     i.wait_parked(27)
-    front = ["--group", i.group, "--conninfo", i.db.conninfo, "--json", "--wait", "20s"]
+    front = ["--group", i.group, "--conninfo", i.db.conninfo, "--json", "--wait", "50s"]
     got, = lines(cli("parked", "skip", "-k", "k2", "--yes", *front, check=True))
     assert (got["outcome"], got["id"]) == ("released", i.keys["k2"][1])
     i.wait_parked(18)

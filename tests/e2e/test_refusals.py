@@ -15,6 +15,8 @@ import servers
 from outbox import Outbox, by_key, unique
 from wait import wait_until
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def post(pg_server, kafka):
@@ -24,11 +26,11 @@ def post(pg_server, kafka):
         o.kept = o.kind()
         o.publish(o.kept[0], "k", type="1")
         o.read(o.kept[1], 1)
-        wait_until(lambda: o.one("SELECT published_seq FROM outbox.relay") == 1, 10, "the position to be reported")
+        wait_until(lambda: o.one("SELECT published_seq FROM outbox.relay") == 1, 60, "the position to be reported")
         yield o.stop()
 
 
-def refused(relay, *words, code=78, timeout=20, **start):
+def refused(relay, *words, code=78, timeout=60, **start):
     """Starts it and sees it end with the code, naming each of the words."""
     if os.path.exists(relay.log):
         os.truncate(relay.log, 0)
@@ -51,7 +53,7 @@ def put_raw(o, value):
     from confluent_kafka import Producer
     p = Producer({"bootstrap.servers": o.kafka.bootstrap, "log_level": 0})
     p.produce(f"postrider.positions.{o.name}", value, o.name, 0)
-    assert p.flush(10) == 0
+    assert p.flush(60) == 0
 
 
 def changed(position, **change):
@@ -150,7 +152,7 @@ def test_position_is_lost(pg_server, kafka):
         o.start()
         o.publish(kind, "k", type="1")
         o.read(topic, 1)
-        wait_until(lambda: o.one("SELECT published_seq FROM outbox.relay") == 1, 10, "the position to be reported")
+        wait_until(lambda: o.one("SELECT published_seq FROM outbox.relay") == 1, 60, "the position to be reported")
         o.stop()
         kafka.delete_topic(refused_topic)
         refused(o.relay, "does not exist", "postrider init", refused_topic)
@@ -215,7 +217,7 @@ def test_standby(own_pg, kafka):
     shutil.rmtree(replica.data)
     front = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
     done = subprocess.run([*front, os.path.join(pg.bindir, "pg_basebackup"), "-D", replica.data, "-R", "-X", "stream",
-                           "-c", "fast", "-d", pg.conninfo()], capture_output=True, text=True, cwd="/", timeout=60)
+                           "-c", "fast", "-d", pg.conninfo()], capture_output=True, text=True, cwd="/", timeout=180)
     assert done.returncode == 0, done.stderr
     replica.start()
     try:
@@ -255,7 +257,7 @@ def test_bad_values(post):
         for value, word in values:
             given = f'{key}=( "{value}" )' if key == "kafka.properties" else f"{key}={value}"
             done = subprocess.run([path, "-c", post.relay.file, "--check", "-o", given], capture_output=True, text=True,
-                                  timeout=20, env=servers._clean_env())
+                                  timeout=60, env=servers._clean_env())
             assert done.returncode == 78, (given, done)
             assert re.search(word, done.stderr) and done.stdout == "", (given, done.stderr)
             assert len(done.stderr.strip().splitlines()) <= 3, done.stderr
@@ -276,7 +278,7 @@ def test_another_producer_takes_our_id(post):
         post.publish(kind, "k", type=str(2 * i))
         p = Producer({"bootstrap.servers": post.kafka.bootstrap, "transactional.id": f"postrider.{post.name}",
                       "log_level": 0})
-        p.init_transactions(10)
+        p.init_transactions(60)
         post.publish(kind, "k", type=str(2 * i + 1))
         assert len(post.read(topic, 2 * i + 2)) == 2 * i + 2
         del p
@@ -301,17 +303,17 @@ def test_servers_that_are_away(own_pg, own_kafka):
         answer = o.wait_state("error")
         assert answer["checks"]["postgres"] != "ok" and "connect" in answer["sentence"], answer
         assert o.relay.get("/healthz")[0] == 200
-        wait_until(lambda: o.relay.metric("postrider_lag_seconds") > 0, 10, "the lag to grow")
+        wait_until(lambda: o.relay.metric("postrider_lag_seconds") > 0, 60, "the lag to grow")
         k.stop()
         pg.start()
-        wait_until(lambda: o.readyz()[1]["checks"]["postgres"] == "ok", 10, "Postgres to be well")
-        wait_until(lambda: o.readyz()[1]["checks"]["kafka"] != "ok", 15, "Kafka to be named")
+        wait_until(lambda: o.readyz()[1]["checks"]["postgres"] == "ok", 60, "Postgres to be well")
+        wait_until(lambda: o.readyz()[1]["checks"]["kafka"] != "ok", 60, "Kafka to be named")
         status, answer = o.readyz()
         assert status == 503 and not answer["ready"] and o.relay.get("/healthz")[0] == 200
-        assert o.relay.metric("postrider_lag_seconds") > 1
+        wait_until(lambda: o.relay.metric("postrider_lag_seconds") > 1, 60, "the lag to grow on")
         k.start()
         o.conn = o.db.connect()
         o.publish(kind, "k", type="2")
-        assert by_key(o.read(topic, 2, 30)) == {"k": ["1", "2"]}
+        assert by_key(o.read(topic, 2)) == {"k": ["1", "2"]}
         o.wait_state("ok")
         o.stop()

@@ -15,7 +15,9 @@ from tokens import QUEUE, USER, Issuer
 from wait import wait_until
 
 pytestmark = pytest.mark.timeout(600)
-STACK = {"without": ["platform", "platform-consumer", "platform-sink"]}
+# Nothing may end by itself meanwhile, however long a busy machine takes.
+STACK = {"without": ["platform", "platform-consumer", "platform-sink"],
+         "options": {"reservation": ["hold.for=2h"], "queue": ["admission.active_for=2h"]}}
 
 SQL = "x'; DROP SCHEMA service CASCADE; --"
 HUGE = 10 ** 30

@@ -17,7 +17,7 @@ from payments import Payments
 from tokens import QUEUE, Issuer
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 ROWS = int(os.environ.get("POSTRIDER_ROWS", 1000000))  # of the test of indexes
 
 
@@ -220,7 +220,7 @@ def test_no_token_is_ended(shared):
 
 def test_a_copy_that_comes_late(payments):
     """A client quicker than the event that tells of its hold waits a moment instead of being refused."""
-    p = payments(http={"patience": "10s"})
+    p = payments(http={"patience": "25s"})
     ann = p.person(5000)
     held = str(uuid.uuid4())
     with ThreadPoolExecutor(1) as pool:
@@ -643,16 +643,16 @@ def test_receipts_of_the_tax_server(payments, outside):
     def state():
         return p.db.one("SELECT state FROM payment.cash_receipt WHERE payment_id = %s", (pid,))
     p.receipts()
-    wait_until(lambda: state() == "ISSUED", 20, "the receipt")
+    wait_until(lambda: state() == "ISSUED", 60, "the receipt")
     assert outside.issued == {pid: "T-1"} and outside.count("issue") >= 5
     p.undo(pid, ann)
     p.receipts()
-    wait_until(lambda: state() == "VOIDED", 20, "the receipt to be void")
+    wait_until(lambda: state() == "VOIDED", 60, "the receipt to be void")
     assert outside.voided == {"T-1"} and p.state(pid) == "CANCELLED"
     outside.plan = {"issue": ["refuse"]}
     other = p.pay(ann, [p.reservation(ann)], "hybrid")
     p.receipts()
-    wait_until(lambda: p.db.one("SELECT state FROM payment.cash_receipt WHERE payment_id = %s", (other,)) == "REFUSED", 20)
+    wait_until(lambda: p.db.one("SELECT state FROM payment.cash_receipt WHERE payment_id = %s", (other,)) == "REFUSED", 60)
     assert p.state(other) == "COMPLETED", "a receipt that fails does not touch the payment"
 
 
@@ -663,11 +663,11 @@ def test_a_receipt_that_is_void_before_it_is_issued(payments, outside):
     ann = p.person(3000)
     pid = p.pay(ann, [p.reservation(ann)], "hybrid")
     p.receipts()
-    wait_until(lambda: outside.count("issue") == 1, 10)
+    wait_until(lambda: outside.count("issue") >= 1, 60)  # asked again when it is given up
     p.undo(pid, ann)
     p.receipts()
     outside.release()
-    wait_until(lambda: p.told(pid)[-2:] == ["ReceiptIssued", "ReceiptVoided"], 20)
+    wait_until(lambda: p.told(pid)[-2:] == ["ReceiptIssued", "ReceiptVoided"], 60)
     p.service.terminate()
     never = p.db.one("SELECT outbox.uuid7()::text")
     for type in ("PaymentCompleted", "PaymentCancelled"):
@@ -719,13 +719,13 @@ def test_the_gateway_approves(payments, outside):
     pid = p.pay(ann, [p.reservation(ann)])
     assert p.execute(pid, ann) == [] and p.balance(ann) == 2000 and p.execute(pid, ann) == []
     outside.plan["approve"][:] = ["error", "lost", "twice"]
-    wait_until(lambda: p.replies(pid) == ["done"], 20, "the answer")
+    wait_until(lambda: p.replies(pid) == ["done"], 60, "the answer")
     assert p.state(pid) == "COMPLETED" and outside.charged() == {pid: 1000} and outside.count("approve") >= 3
     assert p.execute(pid, ann) == ["done", "done"]
     assert p.undo(pid, ann) == ["done"] and p.balance(ann) == 3000
-    wait_until(lambda: outside.charged() == {}, 20, "the charge to be cancelled")
-    wait_until(lambda: 'requests_total{service="payment",kind="cancel",outcome="ok"} 1' in p.service.get("/metrics")[1], 10)
-    wait_until(lambda: p.db.one("SELECT count(*) FROM payment.gateway_request WHERE state = 'PENDING'") == 0, 10)
+    wait_until(lambda: outside.charged() == {}, 60, "the charge to be cancelled")
+    wait_until(lambda: 'requests_total{service="payment",kind="cancel",outcome="ok"} 1' in p.service.get("/metrics")[1], 60)
+    wait_until(lambda: p.db.one("SELECT count(*) FROM payment.gateway_request WHERE state = 'PENDING'") == 0, 60)
 
 
 @pytest.mark.parametrize("mode", ["saga", "hybrid", "choreography"])
@@ -738,7 +738,7 @@ def test_the_gateway_refuses(payments, outside, mode):
         p.execute(pid, ann)
     elif mode == "choreography":
         p.send("PaymentInitiated", p.event(pid, "PaymentInitiated")[0], "outbox.event.payment")
-    wait_until(lambda: p.state(pid) == "FAILED", 20, "the refusal")
+    wait_until(lambda: p.state(pid) == "FAILED", 60, "the refusal")
     assert p.reason(pid) == "the gateway refuses: the card is stolen" and p.balance(ann) == 3000 and outside.charged() == {}
     assert p.told(pid)[-1] == "PaymentFailed"
     if mode == "saga":
@@ -754,13 +754,13 @@ def test_the_gateway_is_given_up_and_answers_late(payments, outside):
     ann = p.person(3000)
     pid = p.pay(ann, [p.reservation(ann)])
     p.execute(pid, ann)
-    wait_until(lambda: p.state(pid) == "FAILED", 20, "it to be given up")
+    wait_until(lambda: p.state(pid) == "FAILED", 60, "it to be given up")
     assert p.balance(ann) == 3000 and p.replies(pid)[0].startswith("refused: the gateway does not answer")
-    wait_until(lambda: outside.count("cancel") >= 1, 20, "a cancelling too early")
+    wait_until(lambda: outside.count("cancel") >= 1, 60, "a cancelling too early")
     assert outside.approved == {}
     outside.release()
-    wait_until(lambda: pid in outside.approved and outside.charged() == {}, 20, "the late approval to be cancelled")
-    wait_until(lambda: p.db.one("SELECT state FROM payment.gateway_request WHERE kind = 'cancel'") == "DONE", 20)
+    wait_until(lambda: pid in outside.approved and outside.charged() == {}, 60, "the late approval to be cancelled")
+    wait_until(lambda: p.db.one("SELECT state FROM payment.gateway_request WHERE kind = 'cancel'") == "DONE", 60)
 
 
 @pytest.mark.parametrize("word", ["refuse", "error"])
@@ -771,13 +771,13 @@ def test_a_gateway_that_does_not_cancel(payments, outside, word):
     ann = p.person(3000)
     pid = p.pay(ann, [p.reservation(ann)])
     p.execute(pid, ann)
-    wait_until(lambda: p.replies(pid) == ["done"], 20)
+    wait_until(lambda: p.replies(pid) == ["done"], 60)
     outside.plan = {"cancel": [word] * 1000}
 
     def row():
         return p.db.query("SELECT state, attempts, give_up_at IS NULL FROM payment.gateway_request WHERE kind = 'cancel'")[0]
     p.undo(pid, ann)
-    wait_until(lambda: "GatewayCancelFailed" in p.told(pid), 20, "it to be told")
+    wait_until(lambda: "GatewayCancelFailed" in p.told(pid), 60, "it to be told")
     told, _ = p.event(pid, "GatewayCancelFailed")
     assert told["reason"] == {"refuse": "the card is stolen", "error": "status 500"}[word]
     if word == "refuse":
@@ -785,50 +785,50 @@ def test_a_gateway_that_does_not_cancel(payments, outside, word):
         outside.answers.clear()
     else:
         tried = row()[1]
-        wait_until(lambda: row()[1] > tried + 2, 20, "it to be asked on")
+        wait_until(lambda: row()[1] > tried + 2, 60, "it to be asked on")
     assert p.told(pid).count("GatewayCancelFailed") == 1
     outside.plan = {}
     assert p.db.one("SELECT payment.cancel_again(%s)", (pid,))
-    wait_until(lambda: row()[0] == "DONE" and outside.charged() == {}, 20, "the charge to be cancelled")
+    wait_until(lambda: row()[0] == "DONE" and outside.charged() == {}, 60, "the charge to be cancelled")
     assert not p.db.one("SELECT payment.cancel_again(%s)", (pid,))
 
 
 def test_undo_while_the_gateway_is_asked(payments, outside):
     """The undo does not wait for the gateway: what it says after that is cancelled."""
-    p = payments(outside=outside, gateway={"timeout": "5s"})
+    p = payments(outside=outside, gateway={"timeout": "30s"})
     outside.plan = {"approve": ["late"]}
     ann = p.person(3000)
     pid = p.pay(ann, [p.reservation(ann)])
     p.execute(pid, ann)
-    wait_until(lambda: outside.late == 1, 10, "the request")
+    wait_until(lambda: outside.late == 1, 60, "the request")
     assert p.undo(pid, ann) == ["done"] and p.balance(ann) == 3000 and p.state(pid) == "FAILED"
     outside.release()
-    wait_until(lambda: pid in outside.approved and outside.charged() == {}, 20, "the approval to be cancelled")
+    wait_until(lambda: pid in outside.approved and outside.charged() == {}, 60, "the approval to be cancelled")
     assert p.replies(pid) == [] and p.state(pid) == "FAILED" and p.balance(ann) == 3000
 
 
 def test_an_operator_asks_again_while_the_gateway_is_asked(payments, outside):
     """The same step under a new command id: points are taken once, the gateway is asked once, the newer command is answered."""
-    p = payments(outside=outside, gateway={"timeout": "5s"})
+    p = payments(outside=outside, gateway={"timeout": "30s"})
     outside.plan = {"approve": ["late"]}
     ann = p.person(3000)
     pid = p.pay(ann, [p.reservation(ann)])
     p.execute(pid, ann)
-    wait_until(lambda: outside.late == 1, 10, "the request")
+    wait_until(lambda: outside.late == 1, 60, "the request")
     p.command("ExecutePayment", {"payment_id": pid, "user_id": ann, "amount": 1000}, pid, generation=1)
     outside.release()
-    wait_until(lambda: p.replies(pid) == ["done"], 20, "the answer")
+    wait_until(lambda: p.replies(pid) == ["done"], 60, "the answer")
     (command,), = p.db.query("SELECT headers ->> 'saga-command-id' FROM outbox.event WHERE type = 'SagaReply'")
     assert command.endswith("1") and p.balance(ann) == 2000 and outside.charged() == {pid: 1000}
 
 
 def test_a_slow_gateway_holds_nobody_up(payments, outside):
     """Its workers wait; requests and commands of others do not."""
-    p = payments(outside=outside, gateway={"timeout": "5s", "workers": 1})
+    p = payments(outside=outside, gateway={"timeout": "30s", "workers": 1})
     outside.plan = {"approve": ["silent"]}
     ann = p.person(3000)
     p.pay(ann, [p.reservation(ann)], "hybrid")
-    wait_until(lambda: outside.count("approve") == 1, 10)
+    wait_until(lambda: outside.count("approve") == 1, 60)
     assert p.charge(ann, 5).status == 200
     other = p.pay(ann, [p.reservation(ann)])
     assert p.execute(other, ann) == [] and p.undo(other, ann) == ["done"]
@@ -841,12 +841,12 @@ def test_a_silent_tax_server_fails_no_payment(payments, outside):
     outside.plan = {"issue": ["silent"] * 10}
     ann = p.person(3000)
     p.pay(ann, [p.reservation(ann)], "hybrid")
-    wait_until(lambda: "PaymentCompleted" in [t for (t,) in p.db.query("SELECT type FROM outbox.event")], 10)
+    wait_until(lambda: "PaymentCompleted" in [t for (t,) in p.db.query("SELECT type FROM outbox.event")], 60)
     p.receipts()
-    wait_until(lambda: outside.count("issue") == 1, 10)
+    wait_until(lambda: outside.count("issue") == 1, 60)
     pid = p.pay(ann, [p.reservation(ann)])
     p.execute(pid, ann)
-    wait_until(lambda: p.replies(pid) == ["done"], 10, "the approval")
+    wait_until(lambda: p.replies(pid) == ["done"], 20, "the approval")
 
 
 def test_what_is_over_is_forgotten(payments, outside):
@@ -856,18 +856,18 @@ def test_what_is_over_is_forgotten(payments, outside):
         p = payments(outside=outside, tax=tax)
         ann = p.person(5000)
         stands, back = (p.pay(ann, [p.reservation(ann)], "hybrid") for _ in range(2))
-        wait_until(lambda: {p.state(stands), p.state(back)} == {"COMPLETED"}, 20)
+        wait_until(lambda: {p.state(stands), p.state(back)} == {"COMPLETED"}, 60)
         p.receipts()
-        wait_until(lambda: len(tax.issued) == 2, 20, "the receipts")
+        wait_until(lambda: p.db.one("SELECT count(*) FROM payment.cash_receipt WHERE state = 'ISSUED'") == 2, 60, "the receipts")
     p.undo(back, ann)
     rows = "SELECT payment_id::text, kind, state FROM payment.gateway_request ORDER BY 1, 2"
-    wait_until(lambda: [s for _, _, s in p.db.query(rows)] == ["DONE"] * 5, 20, "the requests to be done")
+    wait_until(lambda: [s for _, _, s in p.db.query(rows)] == ["DONE"] * 5, 60, "the requests to be done")
     p.db.query("SELECT payment.forget('1h')")
     assert len(p.db.query(rows)) == 5 and p.db.one("SELECT count(*) FROM payment.token_copy") == 1
     p.db.query("SELECT payment.forget('0')")
     assert p.db.query(rows) == [(stands, "approve", "DONE")] and p.db.one("SELECT count(*) FROM payment.token_copy") == 0
     assert p.undo(stands, ann) == ["done"]
-    wait_until(lambda: outside.charged() == {}, 20, "the charge to be cancelled")
+    wait_until(lambda: outside.charged() == {}, 60, "the charge to be cancelled")
 
 
 # ---------------------------------------------------------------- the whole program

@@ -158,7 +158,7 @@ def test_a_pass_ends(inbox, ui):  # noqa: F811
     c = i.consumer(config=FAST).start().wait_ready()
     p = Person(ui([], [url(c)[:-1]], [("inbox", i.conninfo)], MORE + ' write_life = "1s";'))
     assert p.login()[0] == 303
-    wait_until(lambda: p.ask("GET", "/act?deed=note&db=0&entry=1")[0] == 303, 20, "the pass to end")
+    wait_until(lambda: p.ask("GET", "/act?deed=note&db=0&entry=1")[0] == 303, 60, "the pass to end")
     assert p.ask("POST", "/act", {})[0] == 403
 
 
@@ -254,11 +254,11 @@ def test_dead_letters(three):
     assert p.get(f"/act?deed=edit&db=0&entry={a}")[0] == 409  # it is dropped
     assert p.act(f"/act?deed=drop&db=0&entry={b}")[0] == 200
     i.cure()
-    status, text = p.act(f"/act?deed=retry&db=0&entry={c}")
-    assert status == 200 and "Done." in text, text
+    status, text = p.act(f"/act?deed=retry&db=0&entry={c}")  # it watches for five seconds
+    assert status == 200 and ("Done." in text or "given back and not ended" in text), text
     status, text = p.act(cause_of(p))
     assert status == 200 and "Done." in text, text
-    wait_until(lambda: entries(i, "state = 'retried'") == [c, made], 30, "both to be handled")
+    wait_until(lambda: entries(i, "state = 'retried'") == [c, made], 60, "both to be handled")
     assert {x for x in acts(i) if x[1] != "consumer" and x[2] in ("note", "edit", "drop", "retry")} == {
         (a, "Kim (ui)", "note"), (a, "Kim (ui)", "edit"), (made, "Kim (ui)", "edit"), (b, "Kim (ui)", "drop"), (c, "Kim (ui)", "retry"),
         (made, "Kim (ui)", "retry")}
@@ -272,7 +272,7 @@ def test_messages_that_a_group_holds_back(inbox, ui):  # noqa: F811
     c = i.consumer(config={**FAST, "errors": [{"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "1h"}]}).start().wait_ready()
     i.send(20, keys=3)
     i.flush()
-    wait_until(lambda: i.db.one("SELECT count(*) FROM inbox.parked WHERE due_at IS NOT NULL") == 2, 30, "both keys to be held back")
+    wait_until(lambda: i.db.one("SELECT count(*) FROM inbox.parked WHERE due_at IS NOT NULL") == 2, 60, "both keys to be held back")
     p = Person(ui([], [url(c)[:-1]], [("inbox", i.conninfo)], MORE))
     assert "/act" not in p.get("/parked")[1]
     assert p.login(who="")[0] == 303
@@ -283,12 +283,13 @@ def test_messages_that_a_group_holds_back(inbox, ui):  # noqa: F811
     skip = next(x for x in links if "skip" in x and x.endswith(f"offset={of['k1']}"))
     retry = next(x for x in links if "retry" in x and x.endswith(f"offset={of['k2']}"))
     assert p.act(skip)[0] == 200
-    assert i.db.query("SELECT l.by, l.what FROM inbox.dead_letter AS d JOIN inbox.dead_letter_log AS l USING (entry) WHERE d.key = 'k1'") == [
-        ("ui", "skip")]
+    skipped = "SELECT l.by, l.what FROM inbox.dead_letter AS d JOIN inbox.dead_letter_log AS l USING (entry) WHERE d.key = 'k1'"
+    wait_until(lambda: i.db.query(skipped), 60, "the group to skip it")
+    assert i.db.query(skipped) == [("ui", "skip")]
     i.cure()
     status, text = p.act(retry)
-    assert status == 200 and "released" in text, text
-    wait_until(lambda: not i.parked(), 30, "everything to go on")
+    assert status == 200 and ("released" in text or "has not done" in text), text
+    wait_until(lambda: not i.parked(), 60, "everything to go on")
     assert p.get(retry)[0] == 409 and "no such message any more" in p.get(retry)[1]
 
 
@@ -309,10 +310,10 @@ def test_events_that_the_relay_holds_back(pg_server, kafka, ui):  # noqa: F811
         retry = next(x for x in links if "retry" in x and x.endswith("key=a"))
         first = post.one("SELECT seq FROM outbox.parked WHERE key = 'b' ORDER BY seq LIMIT 1")
         assert p.act(skip)[0] == 200
+        wait_until(lambda: post.one("SELECT count(*) FROM outbox.parked WHERE key = 'b'") == 0, 60, "the relay to skip it")
         assert post.sql("SELECT seq, skipped_by FROM outbox.skipped") == [(first, "Kim (ui)")]
-        assert post.one("SELECT count(*) FROM outbox.parked WHERE key = 'b'") == 0
         status, text = p.act(retry)
-        assert status == 200 and "still parked" in text.replace("_", " "), text
+        assert status == 200 and ("still parked" in text.replace("_", " ") or "has not done" in text), text
         assert post.one("SELECT count(*) FROM outbox.parked WHERE key = 'a'") == 2
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """tests/fault/effect_handler.py DIRECTORY -- an exec handler for the fault tests: appends "id key seq" of each message
-to DIRECTORY/effects. A file DIRECTORY/KEY says how it fails of the key: "die", "hang", or an error code; "slow": it takes half a second. Refuses
-nothing else."""
+to DIRECTORY/effects. A file DIRECTORY/KEY says how it fails of the key: "die", "hang", or an error code; "gate": it says that it is at it by a file
+DIRECTORY/at.KEY and goes on once there is a file DIRECTORY/gate. Refuses nothing else."""
 import json
 import os
 import sys
@@ -21,8 +21,11 @@ def main(directory):
             os._exit(3)
         if how == "hang":
             time.sleep(600)
-        if how == "slow":
-            time.sleep(0.5)
+        if how == "gate":
+            with open(os.path.join(directory, "at." + m["key"]), "w", encoding="ascii"):
+                pass
+            while not os.path.exists(os.path.join(directory, "gate")):
+                time.sleep(0.01)
             how = ""
         if how:
             print(json.dumps({"id": m["id"], "error": {"code": how, "message": "poison"}}), flush=True)

@@ -92,7 +92,7 @@ class Scene:
         # A broker that was just woken may still lose and win its partitions.
         r = wait_until(lambda: checker.check(self.db.conninfo, self.kafka.bootstrap, self.topics, mode=self.delivery,
                                              settle=settle, open_txn_timeout=20, **more),
-                       20, "the topics to be readable", ignore=(KafkaException,))
+                       60, "the topics to be readable", ignore=(KafkaException,))
         assert r.ok, r.report()
         assert r.journal > 0 and r.records >= r.journal, r.report()
         if self.delivery == "at_least_once" and deaths is not None:

@@ -24,7 +24,7 @@ from service import Service
 from sink import Sink
 from wait import wait_until
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(1000), pytest.mark.slow]
 FIRED = set()
 CANARY = "outbox.event.canary"
 
@@ -289,7 +289,7 @@ def test_storm(world, begun):
         while not over.is_set():
             c = i.member(ROW).start()
             with contextlib.suppress(AssertionError):
-                wait_until(lambda: over.is_set() or "partition" in c.log_text(), 10, "it to join", interval_max=0.02)
+                wait_until(lambda: over.is_set() or "partition" in c.log_text(), 30, "it to join", interval_max=0.02)
             c.kill() if over.is_set() else c.terminate()
     guests = [threading.Thread(target=come_and_go) for _ in range(2)]
     for g in guests:
@@ -311,9 +311,9 @@ def test_producer(world, begun):
         o.publish(kind, "k")
         o.read(topic, 2 * n - 1)  # its producer has begun
         before = o.relay.metric("postrider_producer_restarts_total")
-        Producer({"bootstrap.servers": world.kafka.bootstrap, "transactional.id": f"postrider.{o.name}", "log_level": 2}).init_transactions(20)
+        Producer({"bootstrap.servers": world.kafka.bootstrap, "transactional.id": f"postrider.{o.name}", "log_level": 2}).init_transactions(60)
         o.publish(kind, "k")
-        wait_until(lambda: o.relay.metric("postrider_producer_restarts_total") > before, 30, "a new producer")
+        wait_until(lambda: o.relay.metric("postrider_producer_restarts_total") > before, 60, "a new producer")
         fired = world.prometheus.firing("PostriderProducerRestarts", outbox=o.name, reason="fenced")
         if fired:
             break

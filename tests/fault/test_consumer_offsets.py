@@ -3,27 +3,30 @@ deleted change nothing; replays have no new effect; ids that were forgotten too 
 import json
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from inbox import inbox  # noqa: F401
 from outbox import header, read_topic
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def set_offsets(i, offset):
-    """As a tool does while the group is empty."""
-    c = Consumer({"bootstrap.servers": i.kafka.bootstrap, "group.id": i.group, "log_level": 0})
-    try:
-        c.commit(offsets=[TopicPartition(i.topic, p, offset) for p in range(i.partitions)], asynchronous=False)
-    finally:
-        c.close()
+    """As a tool does while the group is empty; until then it is refused."""
+    def done():
+        c = Consumer({"bootstrap.servers": i.kafka.bootstrap, "group.id": i.group, "log_level": 0})
+        try:
+            c.commit(offsets=[TopicPartition(i.topic, p, offset) for p in range(i.partitions)], asynchronous=False)
+            return True
+        finally:
+            c.close()
+    wait_until(done, 60, "the group to be empty", ignore=(KafkaException,))
 
 
 def committed(i):
     c = Consumer({"bootstrap.servers": i.kafka.bootstrap, "group.id": i.group, "log_level": 0})
     try:
-        return [t.offset for t in c.committed([TopicPartition(i.topic, p) for p in range(i.partitions)], 10)]
+        return [t.offset for t in c.committed([TopicPartition(i.topic, p) for p in range(i.partitions)], 30)]
     finally:
         c.close()
 
@@ -52,7 +55,7 @@ def test_deleted_group_offsets(inbox):  # noqa: F811
     i = inbox()
     i.send(100)
     c = i.consumer().start()
-    i.wait_count(100)
+    i.wait_count(1)  # and not longer: five seconds after its partitions came it commits
     c.kill9()
     assert committed(i) == [-1001] * 3, "Kafka knows nothing"
     i.send(100)
@@ -69,12 +72,12 @@ def test_replay_of_everything_has_no_new_effect(inbox):  # noqa: F811
     ends = i.kafka.end_offsets(i.topic)
     job = i.one("SELECT inbox.replay_new(%s, %s, %s, %s, %s)",
                 (i.group, [i.topic] * 3, [0, 1, 2], [0, 0, 0], [ends[p] for p in range(3)]))
-    wait_until(lambda: i.one("SELECT sum(next_offset - from_offset) FROM inbox.replay_part WHERE job = %s", (job,)) > 0, 20,
+    wait_until(lambda: i.one("SELECT sum(next_offset - from_offset) FROM inbox.replay_part WHERE job = %s", (job,)) > 0, 60,
                "a part to be read")
     c.kill9()
     c.start()
     i.send(100)
-    wait_until(lambda: i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,)) == "done", 30, "the replay to end")
+    wait_until(lambda: i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,)) == "done", 90, "the replay to end")
     i.check()
     assert i.one("SELECT sum(duplicates) FROM inbox.replay_part WHERE job = %s", (job,)) >= 1000
 
@@ -85,7 +88,7 @@ def replay_all(i):
     parts = [p for p in range(3) if ends[p] > 0]
     job = i.one("SELECT inbox.replay_new(%s, %s, %s, %s, %s)",
                 (i.group, [i.topic] * len(parts), parts, [0] * len(parts), [ends[p] for p in parts]))
-    wait_until(lambda: i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,)) == "done", 30, "the replay to end")
+    wait_until(lambda: i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,)) == "done", 90, "the replay to end")
     return i.one("SELECT sum(handled), sum(duplicates) FROM inbox.replay_part WHERE job = %s", (job,))
 
 
@@ -120,7 +123,7 @@ def test_replay_brings_no_dead_letter_back(inbox):  # noqa: F811
     i.check(without=i.keys["k2"] + ignored, more=True)
     assert len(i.dead()) == 10
     i.db.query("SELECT inbox.dlq_retry(array_agg(entry)) FROM inbox.dead_letter WHERE state = 'dead'")
-    wait_until(lambda: {r[5] for r in i.dead()} == {"retried", "dropped"}, 20, "all to be retried")
+    wait_until(lambda: {r[5] for r in i.dead()} == {"retried", "dropped"}, 60, "all to be retried")
     i.check(without=[dropped, *ignored], more=True)
     replay_all(i)
     i.check(without=[dropped, *ignored])
@@ -134,12 +137,12 @@ def test_forgotten_ids_are_refused(inbox):  # noqa: F811
     i.send(20)
     c = i.consumer(config={"inbox": {"keep": "1s", "horizon": "0s"}}).start()
     i.check(more=True)
-    wait_until(lambda: i.one("SELECT min(slot) FROM inbox.slot") > 1, 20, "the first slot to be dropped")
+    wait_until(lambda: i.one("SELECT min(slot) FROM inbox.slot") > 1, 60, "the first slot to be dropped")
     assert i.one("SELECT inbox.keep(%s, '1 second') > now() - interval '1 hour'", (i.group,))
     c.terminate()
     c.rewrite({"inbox": {"keep": "7d", "horizon": "7d"}})
     c.start()
-    assert c.wait(15) == 78
+    assert c.wait(60) == 78
     assert "remembered since" in c.log_text()
     i.send(5)
     assert i.count() == 20, "nothing was handled"
@@ -151,18 +154,18 @@ def test_forgotten_ids_are_refused(inbox):  # noqa: F811
 def test_horizon_longer_than_keep_is_refused(inbox):  # noqa: F811
     i = inbox()
     c = i.consumer(config={"inbox": {"keep": "1h", "horizon": "2h"}}).start()
-    assert c.wait(10) == 78
+    assert c.wait(60) == 78
     assert "horizon" in c.log_text()
 
 
 def test_duplicates_across_rotations(inbox):  # noqa: F811
-    """Ids move into closed slots and are still known there."""
+    """Ids move into closed slots, after half of keep, and are still known there for all of it: long enough for these to come again."""
     i = inbox()
-    i.consumer(config={"inbox": {"keep": "2s", "horizon": "0s"}}).start()
+    i.consumer(config={"inbox": {"keep": "16s", "horizon": "0s"}}).start()
     ids = i.send(50)
     i.check(more=True)
     first = i.one("SELECT max(slot) FROM inbox.slot")
-    wait_until(lambda: i.one("SELECT max(slot) FROM inbox.slot") > first, 10, "a rotation")
+    wait_until(lambda: i.one("SELECT max(slot) FROM inbox.slot") > first, 60, "a rotation")
     for id in ids:
         key, seq = i.sent[id]
         i.put(key, json.dumps({"seq": seq}), [("id", id), ("type", "Moved")])
@@ -179,12 +182,11 @@ def test_unwritable_dead_letter_topic(inbox):  # noqa: F811
     c = i.consumer(config={"dead_letter": {"topic": dlt}, "kafka": {"timeout": "1s"}}).start()
     i.wait_dead(5)
     i.check(without=i.keys["k2"])
-    answer = i.wait_state(c, "warn", 30)
-    assert "dead_letter_topic" in json.dumps(answer) or dlt in json.dumps(answer)
+    wait_until(lambda: i.state(c) == "warn" and dlt in c.get("/readyz")[1], 60, "the topic to be named", ignore=(OSError,))
     assert i.one("SELECT count(*) FROM inbox.dead_letter WHERE published_at IS NOT NULL") == 0
     i.kafka.create_topic(dlt)
-    ids = {header(r, "id").decode() for r in read_topic(i.kafka, dlt, 5, 40)}
+    ids = {header(r, "id").decode() for r in read_topic(i.kafka, dlt, 5)}
     assert ids == set(i.keys["k2"])
-    wait_until(lambda: i.one("SELECT count(*) FROM inbox.dead_letter WHERE published_at IS NULL") == 0, 15,
+    wait_until(lambda: i.one("SELECT count(*) FROM inbox.dead_letter WHERE published_at IS NULL") == 0, 60,
                "all to be noted")
-    i.wait_state(c, "ok", 20)
+    i.wait_state(c, "ok")

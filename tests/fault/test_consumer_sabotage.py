@@ -10,7 +10,7 @@ import servers
 from inbox import inbox  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(400)
 
 
 def failing_handler(i, **start):
@@ -32,14 +32,14 @@ def zombie(i, **start):
     config = {"lanes": 1, "member": "one", "dedupe": "offset"}
     a = i.consumer(config=config).start(**start)
     wait_until(lambda: i.one("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                             " AND wait_event = 'advisory'") == 1, 15, "the batch to be decided")
+                             " AND wait_event = 'advisory'") == 1, 60, "the batch to be decided")
     a.sigstop()
     i.cure()
     i.consumer(config=config).start(**start)
     i.wait_count(20)
     lock.close()
     wait_until(lambda: i.one("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid IN"
-                             " (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711)") == 0, 15,
+                             " (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711)") == 0, 60,
                "the zombie's transaction to end")
     i.stands()
     return i.wrong()

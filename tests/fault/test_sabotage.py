@@ -12,6 +12,8 @@ import schedules
 from schedules import quiet_pg, stage  # noqa: F401 (fixtures)
 import servers
 
+pytestmark = pytest.mark.timeout(600)
+
 # The flaw, the schedule that shows it, what the checker calls it, the mode.
 CASES = [
     ("cursor_by_seq", schedules.late_commit, "LOST", "exactly_once"),

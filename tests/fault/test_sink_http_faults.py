@@ -12,10 +12,10 @@ from inbox import inbox  # noqa: F401
 from service import Service
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 
-def dies(consumer, point, timeout=30):
+def dies(consumer, point, timeout=60):
     """Starts the consumer so that it dies at the point; proves that it did."""
     consumer.start(fault=point)
     assert consumer.wait(timeout) == -signal.SIGKILL, consumer.log_text()[-3000:]
@@ -69,7 +69,7 @@ def test_kill_9_at_any_time(away):  # noqa: F811
     for n in range(6):
         before = a.stored()
         a.send(300)
-        wait_until(lambda before=before: a.stored() > before, 30, "more facts")
+        wait_until(lambda before=before: a.stored() > before, 60, "more facts")
         c.kill9()
         c.start()
     a.platform.switch()
@@ -103,7 +103,7 @@ def test_partitions_wander_under_load(away):  # noqa: F811
     try:
         for n in range(4):
             other = a.consumer(config=nameless, max_records=30 + n)
-            wait_until(lambda other=other: "assigned" in other.log_text() or a.stored() > 200 * (n + 1), 30, "a rebalance")
+            wait_until(lambda other=other: "assigned" in other.log_text() or a.stored() > 200 * (n + 1), 60, "a rebalance")
             (other.kill9 if n % 2 else other.terminate)()
     finally:
         stop.set()
@@ -124,7 +124,7 @@ def test_the_database_is_away(inbox, own_pg):  # noqa: F811
             pg.restart("immediate")
             a.send(200)
         a.once(timeout=60)
-        a.i.wait_state(c, "ok", 30)
+        a.i.wait_state(c, "ok")
     finally:
         a.close()
 

@@ -10,7 +10,7 @@ from inbox import inbox  # noqa: F401
 from s3_sink import S3Sink
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 PART, COMPLETE, BEGIN = r"^PUT .*partNumber=", r"^POST .*\?uploadId=", r"^POST .*\?uploads="
 
 
@@ -30,15 +30,15 @@ def between(store):
     b.close()
 
 
-def put(s, n, size=0):
+def put(s, n, size=0, **more):
     for j in range(n):
-        s.i.put(f"k{j % 7}", json.dumps({"seq": j, "x": f"{j:05}" * (size // 5)}), [("id", str(uuid.uuid4())), ("type", "Moved")])
+        s.i.put(f"k{j % 7}", json.dumps({"seq": j, "x": f"{j:05}" * (size // 5)}), [("id", str(uuid.uuid4())), ("type", "Moved")], **more)
     s.i.flush()
 
 
 def all_over(s, timeout=60):
     s.check(timeout)
-    wait_until(lambda: not s.uploads(), 20, "nothing to be left under way")
+    wait_until(lambda: not s.uploads(), 60, "nothing to be left under way")
 
 
 FAULTS = {
@@ -76,8 +76,8 @@ def test_away_and_back(inbox, store, between):  # noqa: F811
     c = s.consumer().start().wait_ready()
     between.rule("", (503, "SlowDown"), 10**6)
     put(s, 200)
-    wait_until(lambda: "SlowDown" in servers.tail(c.log, 200), 30, "the trouble to be told")
-    wait_until(lambda: c.metric("postrider_sink_lag_seconds") > 0, 20, "the lag to show")
+    wait_until(lambda: "SlowDown" in servers.tail(c.log, 200), 60, "the trouble to be told")
+    wait_until(lambda: c.metric("postrider_sink_lag_seconds") > 0, 60, "the lag to show")
     between.clear()
     all_over(s)
 
@@ -90,7 +90,7 @@ def test_the_bucket_is_gone_for_a_while(inbox, store):  # noqa: F811
     path = os.path.join(store.data, s.bucket)
     os.rename(path, path + ".away")
     put(s, 50)
-    wait_until(lambda: "NoSuchBucket" in servers.tail(c.log, 200), 30, "the trouble to be told")
+    wait_until(lambda: "NoSuchBucket" in servers.tail(c.log, 200), 60, "the trouble to be told")
     os.rename(path + ".away", path)
     all_over(s)
 
@@ -103,10 +103,10 @@ POINTS = ["sink_mid_multipart:2", "sink_sealed_before_record", "sink_recorded_be
 @pytest.mark.parametrize("point", POINTS)
 def test_killed(inbox, store, between, point):  # noqa: F811
     """kill -9 there; whoever goes on completes what is recorded, aborts what is not, and each record is there once."""
-    s = S3Sink(inbox(partitions=0), store, 1, endpoint=between.endpoint, max_records=1300, max_age="1s", timeout="10s")
-    put(s, 1300, 10000)
-    hour = 3600 * 1000
-    for j in range(20):  # a second object in the next cut
+    s = S3Sink(inbox(partitions=0), store, 1, endpoint=between.endpoint, max_records=1300, max_age="1m", timeout="10s")
+    hour = 3600 * 1000  # the cuts are made by count and by these hours, not by ours
+    put(s, 1300, 10000, timestamp=1767225600000 + 24 * hour)
+    for j in range(1300):  # a second object in the next cut
         s.i.put("k", b"{}", [("id", str(uuid.uuid4()))], timestamp=1767225600000 + j % 2 * hour)
     s.i.flush()
     c = s.member().start(fault=point)

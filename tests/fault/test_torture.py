@@ -24,10 +24,10 @@ def test_the_seed_decides_the_plan():
 
 
 @pytest.mark.skipif(not servers.kafka_jars(), reason="no Kafka jars: run make setup")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(700)
 def test_two_rounds():
     done = subprocess.run([sys.executable, "-B", SCRIPT, "--rounds", "2", "--faults", "3", "--seed", "5"],
-                          capture_output=True, text=True, timeout=280)
+                          capture_output=True, text=True, timeout=660)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "torture: seed 5"

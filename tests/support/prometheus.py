@@ -70,7 +70,7 @@ class Prometheus(servers.Server):
         return [a for a in self.get("alerts")["alerts"] if a["state"] == "firing" and
                 {"alertname": name, **labels}.items() <= a["labels"].items()]
 
-    def fires(self, name, timeout=90, **labels):
+    def fires(self, name, timeout=150, **labels):
         """Until it fires with these labels; returns it."""
         try:
             return wait_until(lambda: self.firing(name, **labels), timeout, f"{name} to fire", interval_max=0.5, ignore=(OSError,))[0]
@@ -81,5 +81,5 @@ class Prometheus(servers.Server):
             alerts = [(a["labels"]["alertname"], a["state"]) for a in self.get("alerts")["alerts"] if a["labels"].get(label) == who]
             raise AssertionError(f"{e}; alerts {alerts}; what is not 0: {seen}") from None
 
-    def ends(self, name, timeout=60, **labels):
+    def ends(self, name, timeout=120, **labels):
         wait_until(lambda: not self.firing(name, **labels), timeout, f"{name} to end", interval_max=0.5, ignore=(OSError,))

@@ -379,7 +379,7 @@ class Scene:
         rows = self.db.query("SELECT id::text, state FROM saga.instance")
         return {i: s for i, s in rows if ids is None or i in ids}
 
-    def wait_state(self, id, state, timeout=20):
+    def wait_state(self, id, state, timeout=60):
         try:
             wait_until(lambda: self.state(id) == state, timeout, f"saga {id} to be {state}", interval=0.01)
         except WaitTimeout as e:
@@ -427,7 +427,7 @@ class Scene:
             text.append(f"--- {c.name} {'runs' if c.running() else 'does not run'}\n{servers.tail(c.log, 6)}")
         return "\n".join(text)
 
-    def order(self, id, what, step=None, detail=None, by="test", timeout=10):
+    def order(self, id, what, step=None, detail=None, by="test", timeout=60):
         """An operator's order, and what became of it: (outcome, reason)."""
         entry = self.db.one("SELECT saga.order_new(%s, %s, %s, %s, %s)",
                             (id, what, step, json.dumps(detail) if detail is not None else None, by))

@@ -168,7 +168,7 @@ class Server:
     def sigstop(self):
         """SIGSTOP, and back only when every thread has stopped."""
         self.signal(signal.SIGSTOP)
-        wait_until(lambda: _all_stopped(self.pid), 10, f"{self.name} to stand still")
+        wait_until(lambda: _all_stopped(self.pid), 30, f"{self.name} to stand still")
 
     def sigcont(self):
         self.signal(signal.SIGCONT)
@@ -290,7 +290,7 @@ class Postgres(Server):
                 os.rename(path + ".half", path)
         return path
 
-    def start(self, timeout=90):
+    def start(self, timeout=120):
         argv = [os.path.join(self.bindir, "postgres"), "-D", self.data, "-p", str(self.port)]
         for k, v in self.config.items():
             argv += ["-c", f"{k}={v}"]
@@ -570,7 +570,7 @@ class Kafka(Server):
                 s.settimeout(1)
                 if s.connect_ex(("127.0.0.1", self.port)):
                     return False
-            return bool(self._metadata(1).brokers)
+            return bool(self._metadata(5).brokers)
         from confluent_kafka import KafkaException
         wait_until(answers, timeout, "Kafka to answer", interval=0.05, ignore=(KafkaException,))
         return self
@@ -660,7 +660,7 @@ class Kafka(Server):
         r = ConfigResource(ConfigResource.Type.TOPIC, name)
         return {k: e.value for k, e in self.admin.describe_configs([r])[r].result(timeout).items()}
 
-    def end_offsets(self, topic, isolation="read_committed", timeout=10):
+    def end_offsets(self, topic, isolation="read_committed", timeout=30):
         """{partition: high watermark or last stable offset}."""
         from confluent_kafka import Consumer, TopicPartition
         c = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "none", "isolation.level": isolation,
@@ -693,7 +693,7 @@ class Redis(Server):
     def address(self):
         return f"127.0.0.1:{self.port}"
 
-    def start(self, timeout=30):
+    def start(self, timeout=90):
         argv = ["redis-server"]
         for k, v in self.config.items():
             argv += [f"--{k}", str(v)]
@@ -860,7 +860,7 @@ class Daemon(Server):
         except urllib.error.HTTPError as e:
             return e.code, e.read().decode()
 
-    def wait_ready(self, timeout=60):
+    def wait_ready(self, timeout=90):
         last = []
 
         def ready():
@@ -881,7 +881,7 @@ class Daemon(Server):
     def kill9(self):
         return self.kill()
 
-    def terminate(self, timeout=30):
+    def terminate(self, timeout=60):
         """SIGTERM; returns the exit code."""
         self.signal(signal.SIGTERM)
         rc = self.wait(timeout)
@@ -957,7 +957,7 @@ class Cli:
     def __init__(self, program="postrider", variant=None):
         self.path = bin_path(program, variant)
 
-    def run(self, *args, check=False, timeout=60, input=None, env=None):
+    def run(self, *args, check=False, timeout=120, input=None, env=None):
         """CompletedProcess with text stdout and stderr; check=True asserts exit 0."""
         done = subprocess.run([self.path, *map(str, args)], capture_output=True, text=True, timeout=timeout,
                               input=input, stdin=subprocess.DEVNULL if input is None else None,
