@@ -9,7 +9,7 @@ import pytest
 from saga import PRICE, buy, saga_module  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
@@ -130,10 +130,10 @@ def test_a_gauge_goes_back_to_zero(flow):
     flow.part["seats"].db.query("INSERT INTO app.closed VALUES ('NOTE')")
     id, = flow.begin(1)
     name = f'postrider_saga_instances{{group="{flow.engine.group}",saga="buy",state="RUNNING"}}'
-    wait_until(lambda: flow.engine.consumer.metric(name) == 1, 10, "one to run")
+    wait_until(lambda: flow.engine.consumer.metric(name) == 1, 60, "one to run")
     flow.part["seats"].db.query("DELETE FROM app.closed")
     flow.wait_state(id, "COMPLETED")
-    wait_until(lambda: flow.engine.consumer.metric(name, None) == 0, 10, "none to run")
+    wait_until(lambda: flow.engine.consumer.metric(name, None) == 0, 60, "none to run")
 
 
 @pytest.mark.tsan
@@ -147,10 +147,10 @@ def test_the_view_tells_the_op(flow):
     assert flow.db.query("SELECT step, op FROM saga.stuck WHERE saga_id = %s", (id,)) == [("PAYMENT", "undo")]
     assert flow.order(id, "retry") == ("done", None)
     wait_until(lambda: flow.db.query("SELECT op, generation FROM saga.step WHERE saga_id = %s AND step = 'PAYMENT'", (id,))
-               == [("undo", 1)], 10, "the undo's generation")
+               == [("undo", 1)], 60, "the undo's generation")
     assert flow.db.query("SELECT op, generation FROM saga.step WHERE saga_id = %s AND step = 'TICKET'", (id,)) == [(None, 0)]
     flow.part["money"].db.query("DELETE FROM app.closed")
-    wait_until(lambda: flow.state(id) in ("COMPENSATED", "STUCK"), 20, "an end")
+    wait_until(lambda: flow.state(id) in ("COMPENSATED", "STUCK"), 60, "an end")
     if flow.state(id) == "STUCK":
         assert flow.order(id, "retry") == ("done", None)
     flow.wait_state(id, "COMPENSATED")
