@@ -92,14 +92,14 @@ def test_larger_than_the_topic_allows(post):
     assert (listed["key"], listed["events"], listed["first_seq"]) == ("a", 3, want[0])
 
     # Still too large: it stays, and one more attempt is counted; what is behind it does not pass it.
-    done = post.run("parked", "retry", "-t", topic, "-k", "a", "--json")
+    done = post.run("parked", "retry", "--wait", "50s", "-t", topic, "-k", "a", "--json")
     assert done.returncode == 1 and outcome(done) == {"a": ("still_parked", 3)}
     assert post.parked("head, attempts, request") == [(True, 2, None), (False, 0, None), (False, 0, None)]
     assert read_keys(post, topic, 4) == {"a": ["1"], "b": ["1", "4", "6"]}
 
     # The limit is raised: retry lets the key go, in order, and it flows on.
     post.kafka.set_topic_config(topic, {"max.message.bytes": "100000"})
-    done = post.run("parked", "retry", "-t", topic, "-k", "a", "--json", check=True)
+    done = post.run("parked", "retry", "--wait", "50s", "-t", topic, "-k", "a", "--json", check=True)
     assert outcome(done) == {"a": ("released", 0)}
     post.many(kind, ["a"], 7)
     assert read_keys(post, topic, 8)["a"] == ["1", "2", "3", "5", "7"]
@@ -159,7 +159,7 @@ def test_refused_by_the_broker(post):
     assert audit[:5] == (first, topic, "k3", "1133", "postgres") and audit[5]
     # A larger limit, and the rest goes.
     post.kafka.set_topic_config(topic, {"max.message.bytes": "6000"})
-    assert outcome(post.run("parked", "release", "-t", topic, "--json", check=True)) == {"k3": ("released", 0)}
+    assert outcome(post.run("parked", "release", "--wait", "50s", "-t", topic, "--json", check=True)) == {"k3": ("released", 0)}
     want["k3"] += ["1301"] + [str(i) for i in left]
     assert read_keys(post, topic, sum(map(len, want.values()))) == want
     post.wait_state("ok")
@@ -206,14 +206,14 @@ def test_partition_out_of_range(post):
     post.wait_parked(3)
     assert {r[0] for r in post.parked("code")} == {"_UNKNOWN_PARTITION", ""}
     # Refused again: this key stays, the topic is not to blame, and the others flow.
-    done = post.run("parked", "retry", "-k", "a", "-t", topic, "--json")
+    done = post.run("parked", "retry", "--wait", "50s", "-k", "a", "-t", topic, "--json")
     assert outcome(done) == {"a": ("still_parked", 2)}
     insert("b", "2", 1)
     assert read_keys(post, topic, 3)["b"] == ["1", "2"]
     assert post.relay.status()["waiting"] == []
     assert post.parked("key, attempts, head") == [("a", 2, True), ("a", 0, False), ("c", 1, True)]
     post.kafka.add_partitions(topic, 6)
-    assert outcome(post.run("parked", "retry", "-k", "a", "-t", topic, "--json", check=True)) == {"a": ("released", 0)}
+    assert outcome(post.run("parked", "retry", "--wait", "50s", "-k", "a", "-t", topic, "--json", check=True)) == {"a": ("released", 0)}
     insert("d", "1", 4)  # and new events see the new partitions at once
     records = post.read(topic, 6)
     assert {(r.key, header(r, "type")): r.partition for r in records}[b"a", b"2"] == 5
@@ -237,9 +237,9 @@ def test_not_a_topic_name(pg_server, kafka):
         # The operator names it as the list does.
         listed = json.loads(o.run("parked", "list", "-t", f"{word}.{long}", "--json", check=True).stdout)
         assert (listed["topic"], listed["events"]) == (f"{word}.{long}", 3)
-        done = o.run("parked", "retry", "-t", f"{word}.{long}", "-k", "k", "--json")
+        done = o.run("parked", "retry", "--wait", "50s", "-t", f"{word}.{long}", "-k", "k", "--json")
         assert outcome(done) == {"k": ("still_parked", 3)} and o.parked("attempts")[0] == (2,)
-        done = o.run("parked", "skip", "-k", "k", "--yes", "--json")
+        done = o.run("parked", "skip", "--wait", "50s", "-k", "k", "--yes", "--json")
         assert outcome(done) == {"k": ("skipped", 2)}
         assert o.parked("type, head, attempts") == [("1", True, 1), ("2", False, 0)]
 
@@ -254,7 +254,7 @@ def test_a_long_key_is_parked(post):
     assert read_keys(post, topic, 2) == {"a": ["2", "4"]}
     post.wait_parked(2)
     post.kafka.set_topic_config(topic, {"max.message.bytes": "200000"})
-    post.run("parked", "retry", "-t", topic, "-k", long, check=True)
+    post.run("parked", "retry", "--wait", "50s", "-t", topic, "-k", long, check=True)
     assert read_keys(post, topic, 3)[long] == ["1"]
     assert [r[0] for r in post.parked("key")] == [twin]
 
@@ -459,7 +459,7 @@ def test_parked_once_counted_once(pg_server, kafka):
         assert by_key(o.read(topic, 1)) == {"b": ["3"]}
         o.wait_parked(2)
         o.wait_held(parked_keys=1, parked_events=2)
-        o.run("parked", "skip", "-t", topic, "-k", "a", "--yes", check=True)
+        o.run("parked", "skip", "--wait", "50s", "-t", topic, "-k", "a", "--yes", check=True)
         assert by_key(o.read(topic, 2))["a"] == ["2"]
         o.wait_state("ok")
         o.wait_held(parked_events=0)
@@ -513,7 +513,7 @@ def test_release_of_many_keys(post):
     assert read_keys(post, topic, 3 * len(want) + 1) == want
     post.wait_held(parked_events=3 * len(stay), parked_keys=len(stay))
     post.kafka.set_topic_config(topic, {"max.message.bytes": "100000"})
-    post.run("parked", "release", "-t", topic, check=True)
+    post.run("parked", "release", "--wait", "50s", "-t", topic, check=True)
     want.update({k: ["1", "2", "3"] for k in stay})
     assert read_keys(post, topic, 3 * n + 1) == want
     post.wait_state("ok")
@@ -558,7 +558,7 @@ def test_batches_grow_again(pg_server, kafka):
         o.wait_parked(1)
         assert resized() == 1
         o.kafka.set_topic_config(topic, {"max.message.bytes": "1048588"})
-        o.run("parked", "retry", "-t", topic, "-k", "b", check=True)
+        o.run("parked", "retry", "--wait", "50s", "-t", topic, "-k", "b", check=True)
         wait_until(lambda: resized() == 2, 60, "a producer with larger batches")
         o.publish(kind, "a", type="2")
         assert by_key(o.read(topic, 3)) == {"a": ["1", "2"], "b": ["1"]}
@@ -709,7 +709,7 @@ def test_held_since_the_end_of_time(pg_server, kafka, at):
         assert by_key(o.read(topic, 1)) == {"b": ["T"]}
         o.wait_state("warn")
         o.run("parked", "show", "-k", "a", "--json", check=True)
-        o.run("parked", "skip", "-t", topic, "-k", "a", "--yes", check=True)
+        o.run("parked", "skip", "--wait", "50s", "-t", topic, "-k", "a", "--yes", check=True)
         o.kafka.create_topic("outbox.event." + gone)
         assert by_key(o.read("outbox.event." + gone, 1)) == {"w": ["1"]}
         o.wait_state("ok")

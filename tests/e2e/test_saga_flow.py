@@ -116,7 +116,7 @@ def test_many_orders(flow, cli):
                   " SELECT outbox.uuid7(), 'buy', 1, 'STUCK', '{\"crowd\": 1}', %s, now(), now(), 'outbox.saga.inbox-0'"
                   " FROM generate_series(1, %s)", (steps, n))
     flow.db.query("INSERT INTO saga.count VALUES ('buy', 'STUCK', 9999, %s)", (n,))
-    r = cli("saga", "abort", "--name", "buy", "--state", "STUCK", "--yes", "--conninfo", flow.db.conninfo)
+    r = cli("saga", "abort", "--name", "buy", "--state", "STUCK", "--yes", "--wait", "90s", "--conninfo", flow.db.conninfo, timeout=120)
     assert r.returncode == 0 and f"{n} done, 0 refused" in r.stderr, r.stderr
     lots = flow.db.one("SELECT count(DISTINCT xmin::text) FROM saga.\"order\" WHERE what = 'abort' AND outcome = 'done'")
     assert lots < n / 250, lots
