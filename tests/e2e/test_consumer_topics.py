@@ -15,6 +15,7 @@ from topics import topics  # noqa: F401
 from wait import stays, wait_until
 
 pytestmark = pytest.mark.timeout(240)
+PATIENT = "30s"  # for counts: a transaction that a busy broker takes long for is not given up, and done again
 
 
 # ---------------------------------------------------------------- as Spring reads them
@@ -53,7 +54,7 @@ def spring(record):
 def test_all_is_handled_and_the_offsets_say_so(topics):  # noqa: F811
     """No database anywhere: events are handled in order per key, the group's offsets are where the topic ends, a stop
     drains, and the next start begins behind it."""
-    t = topics()
+    t = topics(timeout=PATIENT)
     ids = t.send(300)
     c = t.consumer().start()
     t.wait_done(ids)
@@ -80,7 +81,7 @@ def test_all_is_handled_and_the_offsets_say_so(topics):  # noqa: F811
 def test_a_failure_takes_all_retry_topics(topics):  # noqa: F811
     """Story: one event fails at each try. It goes through both retry topics, never before its time, and then to the
     dead letters with its undo; the others of its key and of other keys do not wait for it."""
-    t = topics()
+    t = topics(timeout=PATIENT)
     t.poison("bad", "fail 9 sold_out")
     bad = t.event("bad", timestamp=1700000000123)
     good = t.send(30)
@@ -116,7 +117,7 @@ def test_a_failure_takes_all_retry_topics(topics):  # noqa: F811
 def test_a_waiting_retry_is_seen_and_stops_nobody(topics):  # noqa: F811
     """While a retry waits for its time the consumer says so, handles everything else, stays in the group, and stops
     when it is told; the wait goes on at the next start."""
-    t = topics(delays=("20s",), partitions=1)
+    t = topics(delays=("20s",), partitions=1, timeout=PATIENT)
     t.poison("bad", "fail 1 busy")
     bad = t.event("bad")
     good = t.send(20)
@@ -140,7 +141,7 @@ def test_a_waiting_retry_is_seen_and_stops_nobody(topics):  # noqa: F811
 
 def test_the_key_goes_on_without_it(topics):  # noqa: F811
     """The price of having no database: what comes behind a failed event of its key is handled before its retry."""
-    t = topics(delays=("10s",))
+    t = topics(delays=("10s",), timeout=PATIENT)
     t.poison("k", "fail 1 busy")
     first = t.event("k")
     t.flush()
@@ -156,7 +157,7 @@ def test_the_key_goes_on_without_it(topics):  # noqa: F811
 
 def test_policies(topics):  # noqa: F811
     """retry in place, ignore, dead letter at once and the breaker are as with a database."""
-    t = topics(partitions=1)
+    t = topics(partitions=1, timeout=PATIENT)
     rules = [{"match": "reply:again", "policy": "retry", "attempts": 3, "backoff": "50ms"},
              {"match": "reply:never", "policy": "dead_letter"}, {"match": "reply:fine", "policy": "ignore"},
              {"match": "reply:down", "policy": "breaker", "backoff": "100ms", "backoff_max": "200ms"}]
@@ -182,7 +183,7 @@ def test_policies(topics):  # noqa: F811
 
 def test_for_ever(topics):  # noqa: F811
     """attempts = 0: the last retry topic again and again, never a dead letter."""
-    t = topics(delays=("100ms",), partitions=1)
+    t = topics(delays=("100ms",), partitions=1, timeout=PATIENT)
     t.poison("bad", "fail 5 busy")
     bad = t.event("bad")
     t.flush()
@@ -207,7 +208,7 @@ def test_without_delays_what_fails_is_a_dead_letter(topics):  # noqa: F811
 def test_lanes_change_while_a_retry_waits(topics):  # noqa: F811
     """Story: another number of lanes by SIGHUP while a message waits for its time: the partitions are spread anew at
     once, nothing is handled twice, and the message is handled when it is due."""
-    t = topics(delays=("20s",), partitions=1)
+    t = topics(delays=("20s",), partitions=1, timeout=PATIENT)
     t.poison("bad", "fail 1 busy")
     bad = t.event("bad")
     t.flush()
@@ -228,7 +229,7 @@ def test_lanes_change_while_a_retry_waits(topics):  # noqa: F811
 def test_http_without_a_database(topics, receiver):  # noqa: F811
     """A webhook: one request an event, what it refuses comes again with the same id, and Retry-After picks the retry
     topic that grants it."""
-    t = topics(delays=("100ms", "2s"))
+    t = topics(delays=("100ms", "2s"), timeout=PATIENT)
     seen = []
 
     def judge(event):
@@ -289,7 +290,7 @@ def test_nonsense_in_retry_headers(topics, attempts, due):  # noqa: F811
 
 def test_an_id_of_the_place_stays(topics):  # noqa: F811
     """id = "offset": the id of a retried message is the one it had, though it stands elsewhere now."""
-    t = topics(delays=("100ms",), partitions=1)
+    t = topics(delays=("100ms",), partitions=1, timeout=PATIENT)
     t.poison("bad", "fail 1 busy")
     t.producer.produce(t.topic, json.dumps({"seq": 1}), "bad")
     t.flush()
@@ -388,7 +389,7 @@ def build(flags):
 
 def test_a_c_handler_without_a_connection(topics):  # noqa: F811
     """conn is NULL, each message is a call, one that fails goes to the retry topic and comes back."""
-    t = topics(delays=("100ms",))
+    t = topics(delays=("100ms",), timeout=PATIENT)
     out = os.path.join(t.dir, "out")
     bad, good = t.event("bad"), t.send(20)
     t.consumer(handler={"kind": "c", "library": build("POSTRIDER_NO_DATABASE"), "options": out}).start()
