@@ -92,6 +92,9 @@ def test_metrics(post):
 
 
 def test_openmetrics(post):
+    kind, topic = post.kind()
+    post.publish(kind, "k")
+    wait_until(lambda: post.relay.metric(f'postrider_published_total{{outbox="{post.name}",topic="{topic}"}}') == 1, 60, "the count")
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
     status, headers, text = fetch(post.relay.port, "/metrics", headers={"Accept": accept})
     assert status == 200 and headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")

@@ -19,7 +19,7 @@ from sink import temp_files, wrong, wrong_with_manifests
 from stack import SINK, stack  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 STACK = {"options": {"queue": ["admission.every=100ms"]}}
 PRICE = 1000
 HTTP = ("user", "concert", "queue", "reservation", "payment", "order")
@@ -285,13 +285,13 @@ def test_cancel_during_the_payment(stack, hall, mode):  # noqa: F811
 
 def test_token_ends_mid_saga(stack, hall):  # noqa: F811
     """Its time is over between the request and step QUEUE: everything goes back, or it was in time; nothing between."""
-    stack.set("queue", "admission.active_for=25s", "admission.every=100ms")
+    stack.set("queue", "admission.active_for=40s", "admission.every=100ms")
     try:
         g, ids = hall.holder(0)
         stack.stop("engine-consumer")
-        answer = g.known(lambda: g.ask_pay(ids), 20)
+        answer = g.known(lambda: g.ask_pay(ids), 30)
         assert answer.status == 202, answer
-        wait_until(lambda: g.place().json.get("state") != "AVAILABLE", 90, "the token's end")
+        wait_until(lambda: g.place().json.get("state") != "AVAILABLE", 120, "the token's end")
         stack.restart("engine-consumer")
         saga = g.wait_saga(answer.json["payment_id"], "COMPENSATED", "COMPLETED")
         stack.settle()
