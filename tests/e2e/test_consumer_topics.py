@@ -14,7 +14,8 @@ from test_consumer_http import receiver  # noqa: F401
 from topics import topics  # noqa: F401
 from wait import stays, wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
+PATIENT = "30s"  # for counts: a transaction that a busy broker takes long for is not given up, and done again
 
 
 # ---------------------------------------------------------------- as Spring reads them
@@ -53,16 +54,17 @@ def spring(record):
 def test_all_is_handled_and_the_offsets_say_so(topics):  # noqa: F811
     """No database anywhere: events are handled in order per key, the group's offsets are where the topic ends, a stop
     drains, and the next start begins behind it."""
-    t = topics()
+    t = topics(timeout=PATIENT)
     ids = t.send(300)
     c = t.consumer().start()
     t.wait_done(ids)
     t.wait_stands()
     t.wait_state(c, "ok")
+    wait_until(lambda: c.status()["handled"]["handled"] == 300 and all(p["lag_events"] == 0 for p in c.status()["partitions"]), 60, "the counts")
     status = c.status()
-    assert status["postgres"] is None and status["handled"]["handled"] == 300
+    assert status["postgres"] is None
     assert {p["topic"] for p in status["partitions"]} == {t.topic, t.retry(1), t.retry(2)}
-    assert all(p["lag_events"] == 0 and p["lanes"] == 1 for p in status["partitions"])
+    assert all(p["lanes"] == 1 for p in status["partitions"])
     assert c.metric("postrider_parked_events") == 0
     assert c.terminate() == 0, c.log_text()[-2000:]
     more = t.send(50)
@@ -79,7 +81,7 @@ def test_all_is_handled_and_the_offsets_say_so(topics):  # noqa: F811
 def test_a_failure_takes_all_retry_topics(topics):  # noqa: F811
     """Story: one event fails at each try. It goes through both retry topics, never before its time, and then to the
     dead letters with its undo; the others of its key and of other keys do not wait for it."""
-    t = topics()
+    t = topics(timeout=PATIENT)
     t.poison("bad", "fail 9 sold_out")
     bad = t.event("bad", timestamp=1700000000123)
     good = t.send(30)
@@ -93,8 +95,9 @@ def test_a_failure_takes_all_retry_topics(topics):  # noqa: F811
     for n, r in enumerate((first[0], second[0]), 1):
         s = spring(r)
         assert (s["attempts"], s["original"]) == (n + 1, 1700000000123)
-        assert 0 <= s["due"] - r.time <= (300, 600)[n - 1] + 200
-        tried = next(x for x in t.tries(bad) if x["attempt"] == n + 1)
+        failed, tried = (next(x for x in t.tries(bad) if x["attempt"] == a) for a in (n, n + 1))
+        delay = (300, 600)[n - 1]
+        assert s["due"] >= int(failed["at"] * 1000) + delay and s["due"] - r.time <= delay + 200, "so long after it failed"
         assert tried["at"] * 1000 >= s["due"], "handled before it was due"
     s = spring(letters[0])
     source = next(r for r in t.read(t.topic) if header(r, "id").decode() == bad)
@@ -108,14 +111,13 @@ def test_a_failure_takes_all_retry_topics(topics):  # noqa: F811
     assert {x["topic"] for x in t.tries(bad)} == {t.topic}, "handlers are told where it stood first"
     assert {(x["partition"], x["offset"]) for x in t.tries(bad)} == {(source.partition, source.offset)}
     assert all(x["time"].startswith("2023-11-14T22:13:20.123") for x in t.tries(bad))
-    status = c.status()
-    assert status["handled"]["parked"] == 2 and status["handled"]["dead_letter"] == 1
+    wait_until(lambda: (h := c.status()["handled"])["parked"] == 2 and h["dead_letter"] == 1, 60, "the counts")
 
 
 def test_a_waiting_retry_is_seen_and_stops_nobody(topics):  # noqa: F811
     """While a retry waits for its time the consumer says so, handles everything else, stays in the group, and stops
     when it is told; the wait goes on at the next start."""
-    t = topics(delays=("8s",), partitions=1)
+    t = topics(delays=("20s",), partitions=1, timeout=PATIENT)
     t.poison("bad", "fail 1 busy")
     bad = t.event("bad")
     good = t.send(20)
@@ -125,11 +127,11 @@ def test_a_waiting_retry_is_seen_and_stops_nobody(topics):  # noqa: F811
     assert "retry topics" in v["sentence"], v
     assert c.metric("postrider_parked_events") >= 1
     more = t.send(20)
-    t.wait_done(more, 5)
+    t.wait_done(more)
     assert bad not in t.done()
     assert c.terminate() == 0
     c.start()
-    t.wait_done([bad], 20)
+    t.wait_done([bad], 90)
     due = spring(t.read(t.retry(1))[0])["due"]
     first, second = t.tries(bad)
     assert second["at"] * 1000 >= due and second["attempt"] == 2
@@ -139,12 +141,13 @@ def test_a_waiting_retry_is_seen_and_stops_nobody(topics):  # noqa: F811
 
 def test_the_key_goes_on_without_it(topics):  # noqa: F811
     """The price of having no database: what comes behind a failed event of its key is handled before its retry."""
-    t = topics(delays=("500ms",))
+    t = topics(delays=("10s",), timeout=PATIENT)
     t.poison("k", "fail 1 busy")
     first = t.event("k")
     t.flush()
     t.consumer().start()
-    wait_until(lambda: t.tries(first), 20)
+    # Not the try itself: what it fails of is read after it was noted.
+    wait_until(lambda: t.retry(1) in t.kafka.topics() and t.read(t.retry(1)), 60, "it to have failed")
     t.cure("k")
     second = t.event("k")
     t.flush()
@@ -154,7 +157,7 @@ def test_the_key_goes_on_without_it(topics):  # noqa: F811
 
 def test_policies(topics):  # noqa: F811
     """retry in place, ignore, dead letter at once and the breaker are as with a database."""
-    t = topics(partitions=1)
+    t = topics(partitions=1, timeout=PATIENT)
     rules = [{"match": "reply:again", "policy": "retry", "attempts": 3, "backoff": "50ms"},
              {"match": "reply:never", "policy": "dead_letter"}, {"match": "reply:fine", "policy": "ignore"},
              {"match": "reply:down", "policy": "breaker", "backoff": "100ms", "backoff_max": "200ms"}]
@@ -180,7 +183,7 @@ def test_policies(topics):  # noqa: F811
 
 def test_for_ever(topics):  # noqa: F811
     """attempts = 0: the last retry topic again and again, never a dead letter."""
-    t = topics(delays=("100ms",), partitions=1)
+    t = topics(delays=("100ms",), partitions=1, timeout=PATIENT)
     t.poison("bad", "fail 5 busy")
     bad = t.event("bad")
     t.flush()
@@ -197,7 +200,7 @@ def test_without_delays_what_fails_is_a_dead_letter(topics):  # noqa: F811
     bad = t.event("bad")
     t.flush()
     t.consumer({"dead_letter": {"topic": f"letters.{t.group}"}}).start()
-    r = wait_until(lambda: f"letters.{t.group}" in t.kafka.topics() and t.read(f"letters.{t.group}"), 20)
+    r = wait_until(lambda: f"letters.{t.group}" in t.kafka.topics() and t.read(f"letters.{t.group}"), 60)
     assert header(r[0], "id").decode() == bad and len(t.tries(bad)) == 1
     assert t.dead not in t.kafka.topics()
 
@@ -205,7 +208,7 @@ def test_without_delays_what_fails_is_a_dead_letter(topics):  # noqa: F811
 def test_lanes_change_while_a_retry_waits(topics):  # noqa: F811
     """Story: another number of lanes by SIGHUP while a message waits for its time: the partitions are spread anew at
     once, nothing is handled twice, and the message is handled when it is due."""
-    t = topics(delays=("6s",), partitions=1)
+    t = topics(delays=("20s",), partitions=1, timeout=PATIENT)
     t.poison("bad", "fail 1 busy")
     bad = t.event("bad")
     t.flush()
@@ -214,9 +217,9 @@ def test_lanes_change_while_a_retry_waits(topics):  # noqa: F811
     c.rewrite({"lanes": 4})
     c.hup()
     wait_until(lambda: c.status()["lanes"] == 4 and c.status()["lanes_changing"] == 0 and
-               len(c.status()["partitions"]) == 2, 5, "the partitions to be spread anew")
+               len(c.status()["partitions"]) == 2, 60, "the partitions to be spread anew")
     good = t.send(20)
-    t.wait_done(good, 5)
+    t.wait_done(good)
     assert bad not in t.done()
     t.wait_done([bad])
     assert len(t.tries()) == 22
@@ -226,7 +229,7 @@ def test_lanes_change_while_a_retry_waits(topics):  # noqa: F811
 def test_http_without_a_database(topics, receiver):  # noqa: F811
     """A webhook: one request an event, what it refuses comes again with the same id, and Retry-After picks the retry
     topic that grants it."""
-    t = topics(delays=("100ms", "2s"))
+    t = topics(delays=("100ms", "2s"), timeout=PATIENT)
     seen = []
 
     def judge(event):
@@ -235,7 +238,7 @@ def test_http_without_a_database(topics, receiver):  # noqa: F811
     bad, good = t.event("bad"), t.send(20)
     t.consumer({"errors": [{"match": "http:422", "policy": "park"}]},
                handler={"kind": "http", "url": receiver(judge).url}).start()
-    wait_until(lambda: (bad, 2) in {s[:2] for s in seen}, 30)
+    wait_until(lambda: (bad, 2) in {s[:2] for s in seen} and len(seen) >= 22, 60, "all to be posted")
     assert sorted(s[0] for s in seen) == sorted(good + [bad, bad])
     first, second = (s[2] for s in seen if s[0] == bad)
     assert second - first >= 1 and not t.read(t.retry(1)) and len(t.read(t.retry(2))) == 1
@@ -281,18 +284,18 @@ def test_nonsense_in_retry_headers(topics, attempts, due):  # noqa: F811
     t = topics(delays=("100ms", "100ms"))
     t.consumer().start().wait_ready()
     id = put_retry(t, attempts, due)
-    t.wait_done([id], 15)
+    t.wait_done([id])
     assert t.tries(id)[0]["attempt"] == 1
 
 
 def test_an_id_of_the_place_stays(topics):  # noqa: F811
     """id = "offset": the id of a retried message is the one it had, though it stands elsewhere now."""
-    t = topics(delays=("100ms",), partitions=1)
+    t = topics(delays=("100ms",), partitions=1, timeout=PATIENT)
     t.poison("bad", "fail 1 busy")
     t.producer.produce(t.topic, json.dumps({"seq": 1}), "bad")
     t.flush()
     t.consumer({"id": "offset"}).start()
-    wait_until(lambda: t.effects(), 20)
+    wait_until(lambda: t.effects(), 60)
     assert {x["id"] for x in t.tries()} == {f"{t.topic}-0-0"} and len(t.tries()) == 2
 
 
@@ -386,7 +389,7 @@ def build(flags):
 
 def test_a_c_handler_without_a_connection(topics):  # noqa: F811
     """conn is NULL, each message is a call, one that fails goes to the retry topic and comes back."""
-    t = topics(delays=("100ms",))
+    t = topics(delays=("100ms",), timeout=PATIENT)
     out = os.path.join(t.dir, "out")
     bad, good = t.event("bad"), t.send(20)
     t.consumer(handler={"kind": "c", "library": build("POSTRIDER_NO_DATABASE"), "options": out}).start()
@@ -394,7 +397,7 @@ def test_a_c_handler_without_a_connection(topics):  # noqa: F811
     def lines():
         with open(out, encoding="ascii") as f:
             return [line.split() for line in f]
-    wait_until(lambda: len(lines()) == 21, 20, ignore=(FileNotFoundError,))
+    wait_until(lambda: len(lines()) == 21, 60, ignore=(FileNotFoundError,))
     assert sorted(lines()) == sorted([[i, "0"] for i in good] + [[bad, "1"]])
 
 
@@ -402,7 +405,7 @@ def test_a_c_handler_that_needs_a_connection(topics):  # noqa: F811
     """A library that does not say that it can do without is not called with conn = NULL."""
     t = topics(delays=())
     c = t.consumer(handler={"kind": "c", "library": build("0"), "options": "none"}).start()
-    assert c.wait(20) == 78
+    assert c.wait(60) == 78
     assert "needs a database" in c.log_text() and "POSTRIDER_NO_DATABASE" in c.log_text()
 
 

@@ -17,7 +17,7 @@ from stack import TOPICS, stack  # noqa: F401
 from wait import wait_until
 
 pytestmark = pytest.mark.timeout(600)
-STACK = {"options": {"queue": ["admission.every=100ms"], "reservation": ["hold.for=10s"]}}
+STACK = {"options": {"queue": ["admission.every=100ms"], "reservation": ["hold.for=30s"]}}
 EVENT_TOPICS = [t for t in TOPICS if t.startswith("outbox.event.")]
 WAYS = ("saga", "choreography", "hybrid", "book", "poor", "poor", "poor", "dreamer", "regretful", "refunded", "shopper",
         "shopper by choreography")

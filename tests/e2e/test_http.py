@@ -35,7 +35,7 @@ def fetch(port, path, method="GET", headers=None, host=None, body=None):
     if host:
         req.add_header("Host", host)
     try:
-        with urllib.request.urlopen(req, timeout=5) as r:
+        with urllib.request.urlopen(req, timeout=30) as r:
             return r.status, r.headers, r.read().decode()
     except urllib.error.HTTPError as e:
         return e.code, e.headers, e.read().decode()
@@ -59,9 +59,16 @@ def test_metrics(post):
     key = "very-secret-key"
     ids = [post.publish(kind, key, '{"n": "very-secret-payload"}') for _ in range(3)]
     post.read(topic, 3)
-    wait_until(lambda: post.relay.metric(f'postrider_published_total{{outbox="{post.name}",topic="{topic}"}}') == 3, 10,
+    wait_until(lambda: post.relay.metric(f'postrider_published_total{{outbox="{post.name}",topic="{topic}"}}') == 3, 60,
                "the count")
-    status, headers, text = fetch(post.relay.port, "/metrics")
+    drained = {"postrider_lag_seconds": 0, "postrider_pending_events": 0, "postrider_up": 1}
+
+    def calm():
+        """The page once nothing is on its way and nobody is silent for a moment."""
+        page = fetch(post.relay.port, "/metrics")
+        value = {n: v for n, _, v in samples(page[2])}
+        return page if drained.items() <= value.items() and re.search('(?m)^postrider_state.*state="ok".* 1$', page[2]) else None
+    status, headers, text = wait_until(calm, 60, "all to be well")
     assert status == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4")
     types = dict(re.findall(r"(?m)^# TYPE (\S+) (\S+)$", text))
     assert {n: types.get(n) for n in STABLE} == STABLE
@@ -77,8 +84,6 @@ def test_metrics(post):
     assert key not in text and "secret" not in text and not any(i in text for i in ids)
     states = {labels["state"]: v for n, labels, v in found if n == "postrider_state"}
     assert sum(states.values()) == 1 and states["ok"] == 1
-    value = {n: v for n, _, v in found}
-    assert value["postrider_lag_seconds"] == 0 and value["postrider_pending_events"] == 0 and value["postrider_up"] == 1
     published = {labels["topic"]: v for n, labels, v in found if n == "postrider_published_bytes_total"}
     assert published[topic] == 3 * len('{"n": "very-secret-payload"}')
     assert shutil.which("promtool"), "run make setup"
@@ -87,6 +92,9 @@ def test_metrics(post):
 
 
 def test_openmetrics(post):
+    kind, topic = post.kind()
+    post.publish(kind, "k")
+    wait_until(lambda: post.relay.metric(f'postrider_published_total{{outbox="{post.name}",topic="{topic}"}}') == 1, 60, "the count")
     accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
     status, headers, text = fetch(post.relay.port, "/metrics", headers={"Accept": accept})
     assert status == 200 and headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
@@ -113,7 +121,7 @@ def test_counters_never_decrease(post):
         assert all(now.get(k, -1) >= v for k, v in last.items())
         last = now
     post.read(topic, 300)
-    wait_until(lambda: post.relay.metric("postrider_pg_reconnects_total") >= 1, 10, "the reconnect")
+    wait_until(lambda: post.relay.metric("postrider_pg_reconnects_total") >= 1, 60, "the reconnect")
     assert all(counters().get(k, -1) >= v for k, v in last.items())
     post.wait_state("ok")
 
@@ -121,20 +129,28 @@ def test_counters_never_decrease(post):
 def test_health_and_ready(post):
     status, headers, text = fetch(post.relay.port, "/healthz")
     assert (status, json.loads(text)) == (200, {"status": "ok"}) and headers["Content-Type"].startswith("application/json")
-    post.wait_state("ok")
-    status, _, text = fetch(post.relay.port, "/readyz")
-    answer = json.loads(text)
-    assert status == 200 and answer["ready"] is True and answer["state"] == "ok"
-    assert {"postgres", "kafka", "refused", "janitor", "ranges", "reload"} <= set(answer["checks"])
-    assert all(v == "ok" for v in answer["checks"].values() if isinstance(v, str))
-    assert (answer["checks"]["streaming"], answer["checks"]["paused"], answer["lag_seconds"]) == (True, False, 0)
+    seen = []
+
+    def well():
+        """The test before killed sessions: whose turn comes late says so late."""
+        status, _, text = fetch(post.relay.port, "/readyz")
+        seen[:] = [status, json.loads(text)]
+        answer = seen[1]
+        return (status == 200 and answer["ready"] is True and answer["state"] == "ok" and answer["lag_seconds"] == 0
+                and all(v == "ok" for v in answer["checks"].values() if isinstance(v, str))
+                and (answer["checks"]["streaming"], answer["checks"]["paused"]) == (True, False))
+    try:
+        wait_until(well, 60, "all to be well")
+    except AssertionError as e:
+        raise AssertionError(f"{e}: {seen}") from None
+    assert {"postgres", "kafka", "refused", "janitor", "ranges", "reload"} <= set(seen[1]["checks"])
 
 
 def test_status_json(post):
     kind, topic = post.kind()
     post.publish(kind, "k")
     post.read(topic, 1)
-    wait_until(lambda: post.relay.status()["position"]["seq"] == post.one("SELECT max(seq) FROM outbox.event"), 10,
+    wait_until(lambda: post.relay.status()["position"]["seq"] == post.one("SELECT max(seq) FROM outbox.event"), 60,
                "the position")
     s = post.relay.status()
     assert {k: type(v) for k, v in s.items() if k in (
@@ -149,7 +165,7 @@ def test_status_json(post):
     for number in ("lag_seconds", "pending_events", "in_flight_events", "parked_events", "parked_keys",
                    "partitions_ahead", "uptime_seconds"):
         assert s[number] >= 0
-    wait_until(lambda: post.relay.status()["partitions_ahead"] >= 16, 10, "the ranges to be counted")
+    wait_until(lambda: post.relay.status()["partitions_ahead"] >= 16, 60, "the ranges to be counted")
 
 
 def test_page(post):
@@ -190,7 +206,7 @@ def test_not_ready_before_the_source_has_begun(pg_server, kafka):
         other.cursor().execute("LOCK TABLE outbox.relay IN SHARE MODE")
         o.relay.start()
         wait_until(lambda: o.one("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND "
-                                 "wait_event_type = 'Lock' AND query LIKE %s", ("%INSERT INTO outbox.relay%",)), 30, "the start to wait")
+                                 "wait_event_type = 'Lock' AND query LIKE %s", ("%INSERT INTO outbox.relay%",)), 60, "the start to wait")
         status, answer = o.readyz()
         assert (status, answer["state"], answer["checks"]["streaming"]) == (503, "starting", False)
         other.rollback()
@@ -207,13 +223,13 @@ def test_token(pg_server, kafka, tmp_path):
     bare = servers.Relay("dbname=x", "127.0.0.1:1", name="bare")
     bare.rewrite({"http": {"listen": f"*:{bare.port}"}})
     bare.start()
-    assert bare.wait(10) == 78
+    assert bare.wait(60) == 78
     assert "http.token" in bare.log_text()
     with Outbox(pg_server, kafka, "token") as o:
         o.relay.rewrite({"http": {"listen": f"*:{o.relay.port}", "token": f"file:{secret}"}})
         o.relay.start()
-        wait_until(lambda: fetch(o.relay.port, "/healthz")[0] == 200, 10, "health", ignore=(OSError,))
-        wait_until(lambda: fetch(o.relay.port, "/readyz")[0] == 200, 10, "ready")
+        wait_until(lambda: fetch(o.relay.port, "/healthz")[0] == 200, 60, "health", ignore=(OSError,))
+        wait_until(lambda: fetch(o.relay.port, "/readyz")[0] == 200, 60, "ready")
         for path in ("/metrics", "/status.json", "/"):
             status, headers, text = fetch(o.relay.port, path)
             assert status == 401 and headers["Content-Type"].startswith("application/problem+json"), path

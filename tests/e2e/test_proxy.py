@@ -14,7 +14,7 @@ from proxy import END_TXN, PRODUCE, Proxy
 from servers import free_port
 from wait import stays, wait_until
 
-pytestmark = [pytest.mark.asan, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asan, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def table(empty_db):
 
 
 def connect(proxy, db, **more):
-    c = psycopg2.connect(proxy.conninfo(db.name, **more), connect_timeout=5)
+    c = psycopg2.connect(proxy.conninfo(db.name, **more), connect_timeout=30)
     c.autocommit = True
     return c
 
@@ -54,7 +54,7 @@ def test_postgres_passes_unharmed(pg, empty_db, sslmode):
         assert [r[0] for r in rows] == list(range(1, 50001))
         s = pg.stats()
         assert s["down.68"] >= 50000 and s["up.81"] == 3 and s["open"] == 1  # DataRow, Query
-    wait_until(lambda: pg.stats()["open"] == 0, 5, "the connection to go")
+    wait_until(lambda: pg.stats()["open"] == 0, 30, "the connection to go")
     assert pg.stats()["fired"] == 0
 
 
@@ -150,7 +150,7 @@ def test_hole_swallows_the_connection_until_clear(pg, table):
     pg.wait_fired()
     stays(lambda: not ended, 0.5, "silence")
     pg.clear()
-    t.join(10)
+    t.join(60)
     assert ended
 
 
@@ -199,7 +199,7 @@ def test_latency_and_freeze(pg, table):
     thread.start()
     stays(lambda: not done, 0.4, "silence")
     pg.thaw()
-    thread.join(10)
+    thread.join(60)
     assert done == [[(7,)]]
 
 
@@ -249,7 +249,7 @@ def test_kafka_passes_unharmed(proxied, topic):
     w = producer(kafka)
     for v in wanted:
         w.produce(topic, v)
-    assert w.flush(20) == 0
+    assert w.flush(60) == 0
     assert values(kafka, topic) == wanted
     assert p.stats()[f"up.{PRODUCE}"] == p.stats()[f"down.{PRODUCE}"] >= 1
 
@@ -262,7 +262,7 @@ def test_lost_reply_to_produce_duplicates_without_idempotence(proxied, topic):
     p.rule("down", f"kafka:{PRODUCE}", 1, "drop+cut")
     w = producer(kafka, **{"enable.idempotence": False, "acks": "all", "retry.backoff.ms": 50})
     w.produce(topic, b"once")
-    assert w.flush(20) == 0
+    assert w.flush(60) == 0
     assert p.stats()["fired"] == fired + 1
     assert values(kafka, topic) == [b"once", b"once"]
 
@@ -273,7 +273,7 @@ def test_lost_produce_request_is_only_late(proxied, topic):
     p.rule("up", f"kafka:{PRODUCE}", 1, "drop+rst")
     w = producer(kafka, **{"retry.backoff.ms": 50})
     w.produce(topic, b"once")
-    assert w.flush(20) == 0
+    assert w.flush(60) == 0
     assert values(kafka, topic) == [b"once"]
 
 
@@ -283,11 +283,11 @@ def test_lost_reply_to_end_txn_leaves_the_transaction_committed(proxied, topic):
     fired = p.stats()["fired"]
     p.rule("down", f"kafka:{END_TXN}", 1, "drop+cut")
     w = producer(kafka, **{"transactional.id": topic})
-    w.init_transactions(20)
+    w.init_transactions(60)
     w.begin_transaction()
     w.produce(topic, b"x")
     with contextlib.suppress(KafkaException):
-        w.commit_transaction(5)
+        w.commit_transaction(30)
     assert p.stats()["fired"] == fired + 1
     assert values(kafka, topic) == [b"x"]
 
@@ -296,10 +296,10 @@ LATE = """
 import sys
 from confluent_kafka import Producer
 w = Producer({"bootstrap.servers": sys.argv[1], "transactional.id": sys.argv[2], "log_level": 0})
-w.init_transactions(20)
+w.init_transactions(60)
 w.begin_transaction()
 w.produce(sys.argv[2], b"late")
-w.commit_transaction(20)
+w.commit_transaction(60)
 """
 
 
@@ -308,12 +308,12 @@ def test_held_end_txn_commits_after_its_sender_died(proxied, topic):
     kafka, p = proxied
     kafka.create_topic(topic, 1)
     fired = p.stats()["fired"]
-    p.rule("up", f"kafka:{END_TXN}", 1, "hold:1500")
+    p.rule("up", f"kafka:{END_TXN}", 1, "hold:8000")  # long enough to look meanwhile
     child = subprocess.Popen([sys.executable, "-c", LATE, kafka.proxied_bootstrap, topic])
-    wait_until(lambda: p.stats()["fired"] > fired, 20, "EndTxn")
+    wait_until(lambda: p.stats()["fired"] > fired, 60, "EndTxn")
     child.kill()
     child.wait()
     assert kafka.end_offsets(topic, "read_committed")[0] == 0
     assert kafka.end_offsets(topic, "read_uncommitted")[0] == 1
-    wait_until(lambda: kafka.end_offsets(topic, "read_committed")[0] == 2, 20, "the late commit")
+    wait_until(lambda: kafka.end_offsets(topic, "read_committed")[0] == 2, 60, "the late commit")
     assert values(kafka, topic) == [b"late"]

@@ -9,7 +9,7 @@ import pytest
 from saga import PRICE, buy, saga_module  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_many_orders(flow, cli):
                   " SELECT outbox.uuid7(), 'buy', 1, 'STUCK', '{\"crowd\": 1}', %s, now(), now(), 'outbox.saga.inbox-0'"
                   " FROM generate_series(1, %s)", (steps, n))
     flow.db.query("INSERT INTO saga.count VALUES ('buy', 'STUCK', 9999, %s)", (n,))
-    r = cli("saga", "abort", "--name", "buy", "--state", "STUCK", "--yes", "--conninfo", flow.db.conninfo)
+    r = cli("saga", "abort", "--name", "buy", "--state", "STUCK", "--yes", "--wait", "90s", "--conninfo", flow.db.conninfo, timeout=120)
     assert r.returncode == 0 and f"{n} done, 0 refused" in r.stderr, r.stderr
     lots = flow.db.one("SELECT count(DISTINCT xmin::text) FROM saga.\"order\" WHERE what = 'abort' AND outcome = 'done'")
     assert lots < n / 250, lots
@@ -130,10 +130,10 @@ def test_a_gauge_goes_back_to_zero(flow):
     flow.part["seats"].db.query("INSERT INTO app.closed VALUES ('NOTE')")
     id, = flow.begin(1)
     name = f'postrider_saga_instances{{group="{flow.engine.group}",saga="buy",state="RUNNING"}}'
-    wait_until(lambda: flow.engine.consumer.metric(name) == 1, 10, "one to run")
+    wait_until(lambda: flow.engine.consumer.metric(name) == 1, 60, "one to run")
     flow.part["seats"].db.query("DELETE FROM app.closed")
     flow.wait_state(id, "COMPLETED")
-    wait_until(lambda: flow.engine.consumer.metric(name, None) == 0, 10, "none to run")
+    wait_until(lambda: flow.engine.consumer.metric(name, None) == 0, 60, "none to run")
 
 
 @pytest.mark.tsan
@@ -147,10 +147,10 @@ def test_the_view_tells_the_op(flow):
     assert flow.db.query("SELECT step, op FROM saga.stuck WHERE saga_id = %s", (id,)) == [("PAYMENT", "undo")]
     assert flow.order(id, "retry") == ("done", None)
     wait_until(lambda: flow.db.query("SELECT op, generation FROM saga.step WHERE saga_id = %s AND step = 'PAYMENT'", (id,))
-               == [("undo", 1)], 10, "the undo's generation")
+               == [("undo", 1)], 60, "the undo's generation")
     assert flow.db.query("SELECT op, generation FROM saga.step WHERE saga_id = %s AND step = 'TICKET'", (id,)) == [(None, 0)]
     flow.part["money"].db.query("DELETE FROM app.closed")
-    wait_until(lambda: flow.state(id) in ("COMPENSATED", "STUCK"), 20, "an end")
+    wait_until(lambda: flow.state(id) in ("COMPENSATED", "STUCK"), 60, "an end")
     if flow.state(id) == "STUCK":
         assert flow.order(id, "retry") == ("done", None)
     flow.wait_state(id, "COMPENSATED")

@@ -13,7 +13,7 @@ from inbox import Inbox, inbox  # noqa: F401
 from outbox import header, read_topic
 from wait import stays, wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 KIND = {"kind": "scheduler"}
 MESSAGE = "ROW(%s::uuid, %s, 0, 0, %s, %s, %s::jsonb, NULL, %s::jsonb, now())::inbox.message"
 LATER = "2099-01-01T00:00:00Z"
@@ -80,14 +80,14 @@ def test_from_command_to_event(inbox, relay):  # noqa: F811
     i.kafka.create_topic(f"{i.name}.timer", 1)
     relay(i.conninfo, i.kafka.bootstrap, i.name, config={"route": {"topic": i.name + ".${aggregatetype}"}}).start().wait_ready()
     soon, later = str(uuid.uuid4()), str(uuid.uuid4())
-    put(i, *arm(soon, at(1.5)), key=soon, correlation_id="c-1")
+    put(i, *arm(soon, at(3)), key=soon, correlation_id="c-1")
     put(i, *arm(later), key=later)
     i.flush()
-    wait_until(lambda: len(events(i.db)) == 2, 20, "both to be armed")
-    assert state(i.db, soon) == "ARMED"
-    wait_until(lambda: state(i.db, soon) == "FIRED", 20, "the timer to fire")
-    assert i.one("SELECT ended_at - at FROM scheduler.timer WHERE timer_id = %s", (soon,)) >= datetime.timedelta(0)
-    assert i.one("SELECT ended_at - at FROM scheduler.timer WHERE timer_id = %s", (soon,)) < datetime.timedelta(seconds=2)
+    wait_until(lambda: "TimerArmed" in events(i.db, soon) and "TimerArmed" in events(i.db, later), 60, "both to be armed")
+    wait_until(lambda: state(i.db, soon) == "FIRED", 60, "the timer to fire")
+    assert events(i.db, soon) == ["TimerArmed", "TimerFired"] and state(i.db, later) == "ARMED"
+    late = i.one("SELECT ended_at - at FROM scheduler.timer WHERE timer_id = %s", (soon,))
+    assert datetime.timedelta(0) <= late < datetime.timedelta(seconds=15)
     put(i, *cancel(later), key=later)
     i.flush()
     got = {(header(r, "type").decode(), r.key.decode()): r for r in read_topic(i.kafka, f"{i.name}.timer", 4)}
@@ -96,7 +96,7 @@ def test_from_command_to_event(inbox, relay):  # noqa: F811
     assert json.loads(fired.value)["subject"] == {"reservation_id": soon} and json.loads(fired.value)["kind"] == "hold"
     assert header(fired, "correlation-id") == b"c-1" == header(got["TimerArmed", soon], "correlation-id")
     assert header(got["TimerArmed", later], "correlation-id").decode() == later
-    assert c.metric("postrider_timers_fired_total") == 1
+    wait_until(lambda: c.metric("postrider_timers_fired_total") == 1, 60, "it to be counted")
 
 
 def test_bad_commands(inbox):  # noqa: F811
@@ -115,8 +115,8 @@ def test_bad_commands(inbox):  # noqa: F811
     good = str(uuid.uuid4())
     put(i, *arm(good), key=good)
     i.flush()
-    i.wait_dead(len(bad) + 1, 30)
-    wait_until(lambda: i.db.query("SELECT 1 FROM scheduler.timer WHERE timer_id = %s AND state = 'ARMED'", (good,)), 20, "the good one")
+    i.wait_dead(len(bad) + 1)
+    wait_until(lambda: i.db.query("SELECT 1 FROM scheduler.timer WHERE timer_id = %s AND state = 'ARMED'", (good,)), 60, "the good one")
     assert {d[4] for d in i.dead()} == {2}, "all were tried twice"
     assert i.one("SELECT count(*) FROM scheduler.timer WHERE state = 'FAILED' AND reason LIKE '%%'") == with_id
     failed = i.db.query("SELECT type, headers ->> 'correlation-id', aggregatetype, payload FROM outbox.event"
@@ -135,12 +135,12 @@ def test_members_beside_each_other(inbox):  # noqa: F811
     i = inbox()
     members = [i.member(KIND) for _ in range(3)]
     members[0].start()
-    wait_until(lambda: i.one("SELECT to_regclass('scheduler.timer')"), 20, "the schema")
+    wait_until(lambda: i.one("SELECT to_regclass('scheduler.timer')"), 60, "the schema")
     i.db.query("INSERT INTO scheduler.timer (timer_id, state, kind, at) SELECT outbox.uuid7(), 'ARMED', 'x', now() + interval '1.5 s'"
                " FROM generate_series(1, 20000)")
     for m in members[1:]:
         m.start()
-    wait_until(lambda: i.one("SELECT count(*) FROM scheduler.timer WHERE state = 'ARMED'") == 0, 40, "all to fire")
+    wait_until(lambda: i.one("SELECT count(*) FROM scheduler.timer WHERE state = 'ARMED'") == 0, 90, "all to fire")
     assert i.db.query("SELECT count(*), count(DISTINCT aggregateid) FROM outbox.event WHERE type = 'TimerFired'") == [(20000, 20000)]
 
 
@@ -149,18 +149,18 @@ def test_paused_fires_nothing(inbox, cli):  # noqa: F811
     i.consumer(KIND).start().wait_ready()
     where = ("--conninfo", i.conninfo, "--group", i.group)
     cli.run("pause", *where, check=True)
-    wait_until(lambda: i.state(i.consumers[0]) == "paused", 20, "the pause")
+    wait_until(lambda: i.state(i.consumers[0]) == "paused", 60, "the pause")
     i.db.query("INSERT INTO scheduler.timer (timer_id, state, kind, at) VALUES (outbox.uuid7(), 'ARMED', 'x', now())")
     stays(lambda: not events(i.db), 0.5)
     cli.run("resume", *where, check=True)
-    wait_until(lambda: events(i.db) == ["TimerFired"], 20, "the timer to fire")
+    wait_until(lambda: events(i.db) == ["TimerFired"], 60, "the timer to fire")
 
 
 def test_a_foreign_schema_is_left_alone(inbox):  # noqa: F811
     i = inbox()
     i.db.psql("CREATE SCHEMA scheduler; CREATE TABLE scheduler.timer (mine int)")
     c = i.consumer(KIND).start()
-    assert c.wait(20) == 78
+    assert c.wait(60) == 78
     assert "not ours" in c.log_text()
 
 
@@ -168,10 +168,10 @@ def test_installed_by_its_owner(inbox):  # noqa: F811
     """handler.install = false changes nothing and says what to do; once it is there it is enough."""
     i = inbox()
     c = i.consumer({**KIND, "install": False}).start()
-    assert c.wait(20) == 78 and "handler.install" in c.log_text()
+    assert c.wait(60) == 78 and "handler.install" in c.log_text()
     assert i.one("SELECT to_regnamespace('scheduler')") is None
     i.member(KIND).start()
-    wait_until(lambda: i.one("SELECT to_regclass('scheduler.timer')"), 20, "the schema")
+    wait_until(lambda: i.one("SELECT to_regclass('scheduler.timer')"), 60, "the schema")
     c.start().wait_ready()
 
 
@@ -366,7 +366,7 @@ def test_long_backlog(timers):
 def test_forgets_what_is_long_over(inbox):  # noqa: F811
     i = inbox()
     i.consumer({**KIND, "keep": "1s"}).start().wait_ready()
-    wait_until(lambda: i.one("SELECT to_regclass('scheduler.timer')"), 20, "the schema")
+    wait_until(lambda: i.one("SELECT to_regclass('scheduler.timer')"), 60, "the schema")
     i.db.query("INSERT INTO scheduler.timer (timer_id, state, kind, at, ended_at) SELECT outbox.uuid7(), 'FIRED', 'x', now(), now() - interval '2 s'"
                " FROM generate_series(1, 12000) UNION ALL SELECT outbox.uuid7(), 'ARMED', 'x', '2099-01-01', NULL")
-    wait_until(lambda: i.db.query("SELECT state, count(*) FROM scheduler.timer GROUP BY 1") == [("ARMED", 1)], 30, "them to be forgotten")
+    wait_until(lambda: i.db.query("SELECT state, count(*) FROM scheduler.timer GROUP BY 1") == [("ARMED", 1)], 60, "them to be forgotten")

@@ -28,7 +28,7 @@ def test_lag_of_the_outbox(outbox, kafka):
     (row,) = lines(outbox.run("show", "lag", "--json"))
     assert (row["what"], row["behind"], row["held_back"]) == ("outbox", 3, 0) and row["lag_seconds"] > 0
     outbox.start()
-    wait_until(lambda: lines(outbox.run("show", "lag", "--json"))[0]["behind"] == 0, 15, "all to be published")
+    wait_until(lambda: lines(outbox.run("show", "lag", "--json"))[0]["behind"] == 0, 60, "all to be published")
     assert outbox.name in outbox.run("show", "lag", check=True).stdout
 
 
@@ -40,7 +40,7 @@ def test_lag_of_a_group(pg_server, kafka, cli):
         box.send(30)
         box.flush()
         box.wait_count(30)
-        wait_until(lambda: lines(cli("show", "lag", "--json", "-c", c.file))[0]["behind"] == 0, 15, "nothing behind")
+        wait_until(lambda: lines(cli("show", "lag", "--json", "-c", c.file))[0]["behind"] == 0, 60, "nothing behind")
         assert c.terminate() == 0
         box.send(5)
         box.flush()

@@ -16,7 +16,7 @@ from inbox import inbox  # noqa: F401
 from sink import NAME, Sink, expected, final_files, is_json, read_all
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
 
 STRANGE = [
     b'{"big":18446744073709551616,"e":1e400}', b'"text"', b"null", '{"\u00fc":"\u2028 \u2603"}'.encode(), b"", b"not json",
@@ -70,7 +70,7 @@ def wanted(m):
             "payload_base64": None if value is None or json_text else base64.b64encode(value).decode()}
 
 
-def check(s, timeout=30):
+def check(s, timeout=90):
     """All of the topic is there once, as it is; returns the files."""
     s.published(timeout)
     truth = read_all(s.i.kafka, s.i.topic)
@@ -131,7 +131,7 @@ def test_the_same_bytes(inbox, readers, format):  # noqa: F811
         os.chmod(directory, 0o777)
         c = s.i.member(s.handler(directory=directory), {"group": s.i.group + group}).start()
         wait_until(lambda d=directory: sum(int(NAME.match(f)["last"]) - int(NAME.match(f)["first"]) + 1 for f in final_files(d)) >= 1000,
-                   30, "two cuts")
+                   90, "two cuts")
         c.terminate()
         sums = {}
         for f in final_files(directory):
@@ -160,13 +160,13 @@ def test_large_records(inbox, readers, format):  # noqa: F811
         s.i.put(f"k{n}", json.dumps({"x": base64.b64encode(os.urandom(7 << 20)).decode()}), [("id", str(uuid.uuid4()))])
     s.i.flush()
     s.consumer().start()
-    check(s, 60)
+    check(s, 120)
 
 
 def test_parquet_without_the_library(inbox):  # noqa: F811
     """A configuration that needs what is not there ends the start with what to do, and not the first cut."""
     s = Sink(inbox(partitions=0), 1, format="parquet", parquet_library="/nowhere/libduckdb.so")
     c = s.member().start()
-    assert c.wait(20) == 78
+    assert c.wait(60) == 78
     log = servers.tail(c.log, 50)
     assert "/nowhere/libduckdb.so" in log and "make setup" in log

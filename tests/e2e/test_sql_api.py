@@ -34,7 +34,7 @@ def test_plain_insert_fills_the_rest(db):
     xid, ident, headers, age, version = db.query(
         "SELECT xid::text::bigint, id, headers, extract(epoch FROM clock_timestamp() - created_at), "
         "substr(id::text, 15, 1) FROM outbox.event WHERE seq = %s", (seq,))[0]
-    assert seq == 1 and xid > 0 and headers == {} and 0 <= age < 10 and version == "7"
+    assert seq == 1 and xid > 0 and headers == {} and 0 <= age < 60 and version == "7"
     assert uuid.UUID(ident).variant == uuid.RFC_4122
 
 
@@ -60,9 +60,9 @@ def test_ids_are_version_7_and_in_time_order(db):
         "::bit(64)::bigint)) FROM (SELECT clock_timestamp() AS t, outbox.uuid7() AS u "
         "FROM generate_series(1, 20000)) AS s")[0]
     assert (n, distinct, sound) == (20000, 20000, True)
-    assert off < 1000  # ms between the clock and the id; a scheduling pause may lie between the two
+    assert off < 60000  # ms between the clock and the id; a scheduling pause may lie between the two
     first, second = db.one("SELECT outbox.uuid7()"), None
-    wait_until(lambda: db.one("SELECT outbox.uuid7()")[:13] > first[:13], 5, "the millisecond to pass")
+    wait_until(lambda: db.one("SELECT outbox.uuid7()")[:13] > first[:13], 30, "the millisecond to pass")
     second = db.one("SELECT outbox.uuid7()")
     assert second > first
 
@@ -440,9 +440,9 @@ def test_cancel_against_move(db):
         t = threading.Thread(target=lambda: answer.append(db.one("SELECT outbox.cancel(%s)", (second,))))
         t.start()
         wait_until(lambda: db.one("SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'",
-                                  (db.name,)) == 1, 10, "cancel to wait for the move")
+                                  (db.name,)) == 1, 60, "cancel to wait for the move")
         c.commit()
-        t.join(10)
+        t.join(60)
     assert answer == [False]
     assert [r[0] for r in db.query("SELECT id FROM outbox.event ORDER BY seq")] == [other, first, second]
 

@@ -12,7 +12,7 @@ from outbox import Outbox, header, unique
 from service import Api, Service
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GIVEN = f"00-{TRACE}-{SPAN}-01"
 UNSAMPLED = f"00-{TRACE}-{SPAN}-00"
@@ -62,7 +62,7 @@ def to(collector, **more):
     return {"endpoint": collector.url, **more}
 
 
-def wait_spans(collector, n, timeout=30, **where):
+def wait_spans(collector, n, timeout=60, **where):
     return wait_until(lambda: (lambda s: s if len(s) >= n else None)(collector.spans(**where)), timeout, f"{n} spans {where}")
 
 
@@ -101,7 +101,7 @@ def test_from_the_request_to_the_second_topic(outbox, kafka, collector):
         assert api.post("/users", {**body, "email": "b@example.org"}, headers={"traceparent": GIVEN.upper()}).status == 201
         assert api.post("/users", body, headers={"traceparent": GIVEN}).status == 201
         assert first.sql("SELECT tracingspancontext FROM outbox.event ORDER BY seq") == [(None,), (GIVEN,)]
-        wait_spans(got, 4, trace=TRACE)
+        wait_spans(got, 8)  # both users' four: another lane may be the slower one
         sent, greeted, sent_on, seen = sorted(got.spans(trace=TRACE), key=lambda s: (s.resource["service.name"] in ("second-relay", "seer"), s.kind))
     finally:
         for d in daemons:
@@ -193,11 +193,11 @@ def test_what_a_consumer_says(box, collector):
     b.flush()
     c.start()
     b.wait_dead(1)
-    parked = wait_until(lambda: b.db.query("SELECT headers ->> 'traceparent' FROM inbox.parked"), 15, "a parked message")
+    parked = wait_until(lambda: b.db.query("SELECT headers ->> 'traceparent' FROM inbox.parked"), 60, "a parked message")
     assert parked == [(GIVEN,)]
     assert b.db.query("SELECT headers ->> 'traceparent' FROM inbox.dead_letter") == [(GIVEN,)]
     b.poison("-", "cured")
-    wait_until(lambda: b.one("SELECT count(*) FROM app.seen") == 3, 20, "the parked one to be handled")
+    wait_until(lambda: b.one("SELECT count(*) FROM app.seen") == 3, 60, "the parked one to be handled")
     assert c.terminate() == 0
     good, bury, tries = got.of(ids["good"]), got.of(ids["bury"]), got.of(ids["park"])
     assert all((s.trace, s.parent, s.kind) == (TRACE, SPAN, CONSUMER) for s in good + bury + tries)
@@ -241,7 +241,7 @@ def test_a_busy_collector_is_asked_again(outbox, collector, tmp_path):
     wait_spans(got, 50)
     assert len(got.spans()) == 50 and got.requests >= 3
     assert {h["Authorization"] for h in got.headers} == {f"Bearer {SECRET}"}
-    wait_until(lambda: counted(o.relay) == {"sent": 50, "dropped": 0, "refused": 0}, 10, "the count")
+    wait_until(lambda: counted(o.relay) == {"sent": 50, "dropped": 0, "refused": 0}, 60, "the count")
     o.stop()
     assert SECRET not in o.relay.log_text()
     shown = servers.Cli("postrider-relay").run("-c", o.relay.file, "--print-config", check=True).stdout
@@ -262,7 +262,7 @@ def test_its_last_word(outbox, collector, answer, outcome):
     o.many(kind, [str(i) for i in range(40)])
     o.start()
     want = {"sent": 0, "dropped": 0, "refused": 0, **outcome}
-    wait_until(lambda: sum(counted(o.relay).values()) == 40, 20, "the count")
+    wait_until(lambda: sum(counted(o.relay).values()) == 40, 60, "the count")
     assert counted(o.relay) == want and not got.wrong
     o.stop()
 
@@ -280,7 +280,7 @@ def test_nobody_waits_for_it(outbox, collector, how):
     o.many(kind, [str(i) for i in range(3000)])
     o.start()
     assert len(o.read(topic, 3000)) == 3000
-    wait_until(lambda: counted(o.relay)["dropped"] >= 2000, 10, "spans to be dropped")
+    wait_until(lambda: counted(o.relay)["dropped"] >= 2000, 60, "spans to be dropped")
     assert counted(o.relay)["sent"] == 0
     o.wait_state("ok")
     o.stop()

@@ -18,6 +18,7 @@ def test_broker_away_about_as_long_as_a_session(own_kafka, inbox):  # noqa: F811
         kafka.kill()
         stays(c.running, 7)
         kafka.start()
-        wait_until(lambda: not c.running() or i.count() >= len(i.sent) - 100, 60, "the input to be applied")
+        sent = len(i.sent)
+        wait_until(lambda: not c.running() or i.count() >= sent, 120, "the input of until now to be applied")
         stays(c.running, 3)
     i.check(timeout=60)

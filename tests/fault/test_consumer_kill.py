@@ -13,12 +13,12 @@ from inbox import ROW, SET, c_handler, exec_effects, exec_handler, inbox  # noqa
 from outbox import header, read_topic
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 LATER = 7  # a passage in the middle of things
 
 
-def dies(consumer, point, timeout=30):
+def dies(consumer, point, timeout=60):
     """Starts the consumer so that it dies at the point; proves that it did."""
     consumer.start(fault=point)
     assert consumer.wait(timeout) == -signal.SIGKILL, consumer.log_text()[-3000:]
@@ -82,7 +82,7 @@ def test_random_moments(inbox):  # noqa: F811
     i = inbox()
     c = i.consumer()
     rnd = random.Random(4)
-    with i.stream(rate=1500):
+    with i.stream(rate=400):  # a busy machine takes a minute for the ten, and what has come meanwhile is to be done behind them
         for _ in range(10):
             c.start()
             i.flows(rnd.randrange(1, 60))
@@ -155,7 +155,7 @@ def test_dead_letter_published_before_row(inbox, kafka):  # noqa: F811
     c = i.consumer(config={"dead_letter": {"topic": dlt}})
     dies(c, "dead_letter_published_before_row")
     c.start()
-    wait_until(lambda: i.one("SELECT count(*) FROM inbox.dead_letter WHERE published_at IS NOT NULL") == 3, 15,
+    wait_until(lambda: i.one("SELECT count(*) FROM inbox.dead_letter WHERE published_at IS NOT NULL") == 3, 60,
                "all to be published")
     i.check(without=bad)
     ids = collections.Counter(header(r, "id").decode() for r in read_topic(kafka, dlt, 3))

@@ -8,7 +8,7 @@ import servers
 from inbox import ROW, SET, inbox  # noqa: F401
 from wait import stays, wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 PARK = {"errors": [{"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "1h"}]}
 
 
@@ -22,7 +22,7 @@ def stored(i):
                           ' GROUP BY partition, lane_count', (i.group,)))
 
 
-def changed(i, n, timeout=20):
+def changed(i, n, timeout=60):
     """Until each partition has n lanes."""
     try:
         wait_until(lambda: stored(i) == {(n, n)}, timeout, f"{n} lanes", interval=0.01)
@@ -107,12 +107,12 @@ def test_up_and_down_under_load(inbox, handler):  # noqa: F811
         for n in (4, 1, 3):
             order(i, n)
             changed(i, n)
-            wait_until(lambda: status(c)["lanes_changing"] == 0, 5, "it to say so")
+            wait_until(lambda: status(c)["lanes_changing"] == 0, 60, "it to say so")
             assert (status(c)["lanes"], status(c)["lanes_by"]) == (n, "operator")
             before = last(i)
             i.flows(200)
-            wait_until(lambda: len(workers(i, before)) == n, 10, f"{n} workers")
-            wait_until(lambda: len(sessions(i)) == n, 10, f"{n} connections")
+            wait_until(lambda: len(workers(i, before)) == n, 60, f"{n} workers")
+            wait_until(lambda: len(sessions(i)) == n, 60, f"{n} connections")
         order(i, None)
         changed(i, 2)
     i.check()
@@ -126,8 +126,8 @@ def test_with_a_long_backlog(inbox):  # noqa: F811
     for must not need them to be: it changes soon, not when the backlog is gone."""
     i = inbox(partitions=4)
     i.send(6000, keys=200)
-    i.poison("k0", "sleep 0.02")
-    i.poison("k1", "sleep 0.02")
+    i.poison("k0", "sleep 0.2")  # what waits takes some 6 s at least
+    i.poison("k1", "sleep 0.2")
     i.consumer(config={"lanes": 1, "limits": {"batch_events": 5, "batch_bytes": "64kB", "buffer_bytes": "256kB", "prefetch_bytes": "64kB"}}).start()
     i.flows(50)
     order(i, 4)
@@ -137,7 +137,7 @@ def test_with_a_long_backlog(inbox):  # noqa: F811
     changed(i, 2)
     assert i.count() < 6000, "it waited for the end"
     i.cure()
-    i.check(timeout=60)
+    i.check()
 
 
 def test_positions_beside_a_backlog(inbox):  # noqa: F811
@@ -150,14 +150,14 @@ def test_positions_beside_a_backlog(inbox):  # noqa: F811
     at = {key: (partition, by) for key, partition, by in i.db.query("SELECT DISTINCT key, partition, by FROM app.effect")}
     slow, lane = next((k, by) for k, (partition, by) in at.items() if partition == 0)
     other = next(k for k, (partition, by) in at.items() if partition == 1 and by != lane)
-    i.poison(slow, "sleep 0.05")
+    i.poison(slow, "sleep 0.1")  # 40 s of work
     for _ in range(400):
         i.event(slow)
     i.event(other)
     i.flush()
     end = i.kafka.end_offsets(i.topic)[1]
     wait_until(lambda: i.one("SELECT min(next_offset) FROM inbox.position WHERE \"group\" = %s AND partition = 1", (i.group,)) == end,
-               12, "the position of what is handled to move on", interval=0.1)
+               35, "the position of what is handled to move on", interval=0.1)
     assert i.count() < 460, "it waited for the end"
     i.cure()
     i.check()
@@ -182,7 +182,7 @@ def test_order_of_before_the_start(inbox):  # noqa: F811
     it can."""
     i = inbox(partitions=1)
     c = i.consumer().start().wait_ready()
-    wait_until(lambda: i.one("SELECT count(*) FROM inbox.position WHERE next_offset = 0") == 2, 20, "both lanes to stand at the end")
+    wait_until(lambda: i.one("SELECT count(*) FROM inbox.position WHERE next_offset = 0") == 2, 60, "both lanes to stand at the end")
     assert c.terminate() == 0
     order(i, 6)
     c.start().wait_ready()
@@ -210,7 +210,7 @@ def test_reload_and_the_operators_word(inbox):  # noqa: F811
         changed(i, 3)
         c.rewrite({"lanes": 5})
         c.hup()
-        wait_until(lambda: c.log_text().count("configuration reloaded") == 2, 10, "the reload")
+        wait_until(lambda: c.log_text().count("configuration reloaded") == 2, 60, "the reload")
         stays(lambda: stored(i) == {(3, 3)}, 0.5)
         order(i, None)
         changed(i, 5)
@@ -237,9 +237,9 @@ def test_paused(inbox):  # noqa: F811
     i.db.query("SELECT inbox.pause(%s)", (i.group,))
     i.wait_state(c, "paused")
     i.send(100)
-    wait_until(lambda: status(c)["lag_events"] == 100, 10, "the lag to show")
+    wait_until(lambda: status(c)["lag_events"] == 100, 60, "the lag to show")
     order(i, 4)
-    wait_until(lambda: status(c)["lanes"] == 4, 5, "the order")
+    wait_until(lambda: status(c)["lanes"] == 4, 60, "the order")
     stays(lambda: i.count() == 0, 0.5)
     i.db.query("SELECT inbox.resume(%s)", (i.group,))
     changed(i, 4)
@@ -256,18 +256,18 @@ def test_while_keys_are_parked(inbox):  # noqa: F811
         i.poison(f"k{k}", "P0001", seq=10)
     c = i.consumer(config=PARK).start().wait_ready()
     with i.stream(rate=800, keys=30):
-        wait_until(lambda: status(c)["parked_keys"] == 6, 20, "six parked keys")
+        wait_until(lambda: status(c)["parked_keys"] == 6, 60, "six parked keys")
         for n in (4, 1, 5):
             order(i, n)
             changed(i, n)
             i.flows(100)
-            wait_until(lambda: c.metric("postrider_parked_keys") == 6, 5, "each key to be counted once")
+            wait_until(lambda: c.metric("postrider_parked_keys") == 6, 60, "each key to be counted once")
             assert i.count("key IN ('k0', 'k1', 'k2', 'k3', 'k4', 'k5')") == 6 * 9
         i.cure()
         let_go(i)
         order(i, 2)
         changed(i, 2)
-    i.check(timeout=40)
+    i.check()
     assert i.parked() == []
 
 
@@ -281,7 +281,7 @@ def test_retries_go_on_meanwhile(inbox):  # noqa: F811
         i.flows(50)
         for n in (4, 1, 3, 2):
             order(i, n)
-            changed(i, n, 30)
+            changed(i, n)
             i.flows(100)
     i.cure()
     i.check(timeout=60)
@@ -300,10 +300,10 @@ def test_parked_message_that_is_with_the_handler(inbox):  # noqa: F811
     i.send(12, keys=2)
     i.wait_parked(12)
     os.unlink(os.path.join(directory, "fail"))
-    wait_until(lambda: ("k0", "1", "begin") in journal(directory), 20, "the first to be with the handler", interval=0.01)
+    wait_until(lambda: ("k0", "1", "begin") in journal(directory), 60, "the first to be with the handler", interval=0.01)
     order(i, 4)
-    changed(i, 4, 30)
-    i.wait_parked(0, 30)
+    changed(i, 4)
+    i.wait_parked(0)
     for key in ("k0", "k1"):
         mine = [line[1:] for line in journal(directory) if line[0] == key]
         assert mine == [(str(n), what) for n in range(1, 7) for what in ("begin", "end")], mine
@@ -321,7 +321,7 @@ def test_replay_goes_on_meanwhile(inbox):  # noqa: F811
     for n in (4, 1, 3):
         order(i, n)
         changed(i, n)
-    wait_until(lambda: i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,)) == "done", 60, "the replay")
+    wait_until(lambda: i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,)) == "done", 90, "the replay")
     assert i.one("SELECT sum(handled) FROM inbox.replay_part WHERE job = %s", (job,)) == 0
     i.check()
 
@@ -334,20 +334,20 @@ def test_two_members(inbox):  # noqa: F811
     two = [i.consumer().start().wait_ready() for _ in range(2)]
     with i.stream(rate=600, keys=60):
         for c in two:
-            wait_until(lambda c=c: status(c)["assigned_partitions"] == 2, 20, "both to have two")
+            wait_until(lambda c=c: status(c)["assigned_partitions"] == 2, 60, "both to have two")
         i.flows(100)
         for n in (4, 1):
             order(i, n)
             changed(i, n)
-            wait_until(lambda n=n: all(status(c)["lanes"] == n for c in two), 5, "both to say so")
+            wait_until(lambda n=n: all(status(c)["lanes"] == n for c in two), 60, "both to say so")
         order(i, 3)
         third = i.member().start()
-        wait_until(lambda: "partitions assigned" in third.log_text(), 20, "the third")
+        wait_until(lambda: "partitions assigned" in third.log_text(), 60, "the third")
         changed(i, 3)
         i.flows(100)
         assert third.terminate() == 0
         i.flows(100)
-    i.check(timeout=40)
+    i.check()
 
 
 def test_killed_while_it_changes(inbox):  # noqa: F811
@@ -360,9 +360,9 @@ def test_killed_while_it_changes(inbox):  # noqa: F811
         i.flows(100)
         for turn, n in enumerate((4, 1, 3, 2, 8)):
             order(i, n)
-            wait_until(lambda n=n: status(c)["lanes"] == n, 5, "the order to be seen")
+            wait_until(lambda n=n: status(c)["lanes"] == n, 60, "the order to be seen")
             if turn % 2:
-                wait_until(lambda n=n: (n, n) in stored(i), 20, "one partition to have changed", interval=0.002)
+                wait_until(lambda n=n: (n, n) in stored(i), 60, "one partition to have changed", interval=0.002)
             c.kill9()
             c.start()
             i.flows(100)
@@ -382,9 +382,9 @@ def test_database_away_while_it_changes(inbox, own_pg):  # noqa: F811
         order(i, 4)
         i.pg.stop("immediate")
         i.pg.start()
-        changed(i, 4, 40)
+        changed(i, 4)
         i.flows(50)
-    i.check(timeout=40)
+    i.check()
 
 
 def test_more_than_the_database_has_connections(inbox):  # noqa: F811
@@ -399,9 +399,8 @@ def test_more_than_the_database_has_connections(inbox):  # noqa: F811
         with i.stream(rate=500, keys=60):
             i.flows(100)
             order(i, 8)
-            i.wait_state(c, "error")
-            assert "connection" in json.loads(c.get("/readyz")[1])["sentence"]
-            wait_until(lambda: (8, 8) in stored(i), 20, "a partition with eight lanes")
+            wait_until(lambda: (a := json.loads(c.get("/readyz")[1]))["state"] == "error" and "connection" in a["sentence"], 60, "it to say so")
+            wait_until(lambda: (8, 8) in stored(i), 60, "a partition with eight lanes")
             order(i, 2)
             changed(i, 2)
             i.flows(100)

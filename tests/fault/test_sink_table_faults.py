@@ -11,12 +11,12 @@ from inbox import inbox  # noqa: F401
 from sink_table import Table, table  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
 MODES = ["append", "upsert", "scd2"]
 _n = itertools.count(1)
 
 
-def dies(consumer, point, timeout=30):
+def dies(consumer, point, timeout=60):
     """Starts the consumer so that it dies at the point; proves that it did."""
     consumer.start(fault=point)
     assert consumer.wait(timeout) == -signal.SIGKILL, consumer.log_text()[-3000:]
@@ -90,7 +90,7 @@ def test_sessions_are_killed_under_load(table, rows_db, mode, away):  # noqa: F8
     for _ in range(4):
         t.send(300, every=4)
         t.i.pg.kill_backend("application_name LIKE 'postrider-consumer%'")
-    t.check(timeout=60)
+    t.check(timeout=90)
     assert not t.i.dead()
 
 
@@ -101,10 +101,10 @@ def test_kill_9_at_any_time(table, rows_db):  # noqa: F811
         before = t.db.one("SELECT count(*) FROM pg_class WHERE relname = 'event'") and t.db.one(f"SELECT count(*) FROM {t.name}") or 0
         t.send(400)
         wait_until(lambda before=before: t.db.one("SELECT to_regclass('platform.event') IS NOT NULL")
-                   and t.db.one(f"SELECT count(*) FROM {t.name}") > before, 30, "more rows")
+                   and t.db.one(f"SELECT count(*) FROM {t.name}") > before, 60, "more rows")
         c.kill9()
         c.start()
-    t.check(timeout=60)
+    t.check(timeout=90)
 
 
 @pytest.mark.parametrize("mode", ["append", "scd2"])
@@ -115,10 +115,10 @@ def test_partitions_wander_under_load(table, mode):  # noqa: F811
     for n in range(3):
         other = t.consumer(config=nameless, max_records=20 + n)
         t.send(400, every=6)
-        wait_until(lambda other=other: "partitions assigned" in other.log_text(), 30, "a rebalance")
+        wait_until(lambda other=other: "partitions assigned" in other.log_text(), 60, "a rebalance")
         t.send(200, every=6)
         (other.kill9 if n % 2 else other.terminate)()
-    t.check(timeout=60)
+    t.check(timeout=90)
 
 
 def test_the_tables_database_is_away(inbox, own_pg):  # noqa: F811
@@ -127,11 +127,11 @@ def test_the_tables_database_is_away(inbox, own_pg):  # noqa: F811
     t = Table(inbox(), "append", db=pg.createdb("rows"))
     c = t.consumer()
     t.send(300)
-    wait_until(lambda: t.db.one("SELECT to_regclass('platform.event') IS NOT NULL"), 20, "the table")
+    wait_until(lambda: t.db.one("SELECT to_regclass('platform.event') IS NOT NULL"), 60, "the table")
     pg.stop("immediate")
     t.send(200)
-    t.i.wait_state(c, "error", 30)
+    t.i.wait_state(c, "error", 60)
     pg.start()
     t.send(100)
-    t.check(timeout=60)
-    t.i.wait_state(c, "ok", 30)
+    t.check(timeout=90)
+    t.i.wait_state(c, "ok", 60)

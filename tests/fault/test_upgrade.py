@@ -59,14 +59,14 @@ class Pair:
     def __init__(self, scene):
         self.scene = scene
         self.leader = scene.relay().start().wait_ready()
-        wait_until(lambda: leads(self.leader), 20, "a leader")
+        wait_until(lambda: leads(self.leader), 60, "a leader")
         self.standby = scene.relay().start().wait_ready()
 
     def replace(self, variant):
         assert self.standby.terminate() == 0
         self.standby = self.scene.relay(variant=variant).start().wait_ready()
         assert self.leader.terminate() == 0
-        wait_until(lambda: leads(self.standby), 30, "the standby to take over")
+        wait_until(lambda: leads(self.standby), 60, "the standby to take over")
         self.leader, self.standby = self.standby, self.scene.relay(variant=variant).start().wait_ready()
         self.scene.flows(self.leader, 100)
 
@@ -86,7 +86,7 @@ def test_rolled_forward_and_back(scene, pg_server, kafka, next_version, delivery
     def member(variant, port=None):
         c = servers.Consumer(s.db.conninfo, kafka.bootstrap, s.name, [s.topic], ROW, variant=variant, port=port,
                              config={"limits": {"batch_events": 50}, "kafka": {"timeout": "5s"}}).start()
-        wait_until(lambda: c.get("/healthz")[0] == 200, 20, "the member to serve", ignore=(OSError,))
+        wait_until(lambda: c.get("/healthz")[0] == 200, 60, "the member to serve", ignore=(OSError,))
         return c
 
     def handled():

@@ -147,6 +147,19 @@ class Outbox:
     def parked(self, columns="seq"):
         return self.sql(f"SELECT {columns} FROM outbox.parked ORDER BY seq")
 
+    def wait_held(self, **want):
+        """Until the relay itself counts so: parked_events, parked_keys, waiting_events. It counts what it has committed after the commit."""
+        seen = {}
+
+        def there():
+            m = self.relay.metrics()
+            seen.update({k: m.get(f"postrider_{k}") for k in want})
+            return seen == want
+        try:
+            wait_until(there, 60, f"the relay to count {want}", ignore=(OSError,))
+        except WaitTimeout as e:
+            raise AssertionError(f"{e}; it counts {seen}") from None
+
     def wait_parked(self, n, timeout=60):
         try:
             wait_until(lambda: len(self.parked()) == n, timeout, f"{n} parked events")

@@ -385,7 +385,7 @@ class Scene:
         except WaitTimeout as e:
             raise AssertionError(f"{e}\n{self.story(id)}") from None
 
-    def wait_over(self, ids, timeout=40, but=()):
+    def wait_over(self, ids, timeout=90, but=()):
         """Until all have ended; but: states that will do as well."""
         ids = set(ids)
 
@@ -447,7 +447,7 @@ class Scene:
 
     # -- the end
 
-    def quiet(self, timeout=30):
+    def quiet(self, timeout=60):
         """Until nothing is under way any more: outboxes, topics, letters."""
         def nothing():
             return all(p.stands() for p in self.parts) and (not self.post or self.post.is_idle())
@@ -483,7 +483,7 @@ class Scene:
             found.append(f"the account differs from its ledger by {total}")
         return found
 
-    def check(self, ids=None, timeout=30):
+    def check(self, ids=None, timeout=60):
         """Waits for quiet, then the audit must find nothing."""
         self.quiet(timeout)
         found = self.wrong(ids)
@@ -501,7 +501,7 @@ class Scene:
             p.db.drop()
 
 
-def dies(daemon, fault, timeout=30):
+def dies(daemon, fault, timeout=60):
     """Starts it so that it dies at the point; proves that it did."""
     daemon.start(fault=fault)
     assert daemon.wait(timeout) == -signal.SIGKILL, daemon.log_text()[-3000:]

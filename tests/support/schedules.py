@@ -106,7 +106,7 @@ class Stage:
         except OSError:
             return False
 
-    def wait_streaming(self, timeout=30):
+    def wait_streaming(self, timeout=60):
         wait_until(self.streaming, timeout, "the relay to stream")
 
     def crash(self):
@@ -116,7 +116,7 @@ class Stage:
         self.crash()
         return self.start(**more)
 
-    def wait_crash(self, timeout=30):
+    def wait_crash(self, timeout=60):
         """Until a FAULT point has killed it."""
         wait_until(lambda: not self.relay.running(), timeout, "the relay to die at its fault point")
         assert self.relay.kill() == -9, "the relay ended by itself"
@@ -127,7 +127,7 @@ class Stage:
                         "application_name LIKE 'postrider-relay%' AND query ~ '^-- (Third|Last) of a turn'")
         return rows[0][0] if rows else None
 
-    def turn(self, timeout=30):
+    def turn(self, timeout=60):
         """Until a turn that began after now has taken its snapshot. A turn looks once (nothing happened) or
         three times, so the fourth look from now on is of such a turn or of a later one."""
         at = self.ask("SELECT clock_timestamp()")[0][0]
@@ -142,7 +142,7 @@ class Stage:
             except WaitTimeout as e:
                 raise WaitTimeout(f"{e}; its sessions: {self.ask(SESSIONS)}; it says: {self.relay.status()}") from None
 
-    def calm(self, timeout=30):
+    def calm(self, timeout=60):
         """Until the janitor has told Postgres what is published: from here on until the next event the
         relay's own sessions take no transaction id."""
         def told():
@@ -157,7 +157,7 @@ class Stage:
             pass
         try:
             self.ask("SELECT pg_current_xact_id()")  # an idle relay looks no further than the snapshot
-            wait_until(lambda: os.path.exists(self.gate + ".held"), 30, "the relay to reach its hold point")
+            wait_until(lambda: os.path.exists(self.gate + ".held"), 60, "the relay to reach its hold point")
             yield
         finally:
             os.unlink(self.gate)
@@ -201,11 +201,11 @@ class Stage:
                 self.seen.append(m.key().decode())
         return [k for k in self.seen if not k.startswith("marker-")]
 
-    def wait_keys(self, *want, timeout=30):
+    def wait_keys(self, *want, timeout=60):
         """Until each of these keys is on the topic."""
         wait_until(lambda: set(want) <= set(self.keys()), timeout, f"{want} on {self.topic}", interval=0.001)
 
-    def marker(self, timeout=30):
+    def marker(self, timeout=90):
         """Until an event committed now is on the topic. What was committed before it has been seen too.
         A sabotaged relay may lose the marker itself: then another follows."""
         for patience in [1] * 20 if self.sabotaged else [timeout]:

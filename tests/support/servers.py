@@ -173,7 +173,7 @@ class Server:
     def sigcont(self):
         self.signal(signal.SIGCONT)
 
-    def wait(self, timeout=30):
+    def wait(self, timeout=60):
         """Waits for the end; returns the exit status (negative: killed by that signal)."""
         try:
             return self.proc.wait(timeout)
@@ -386,7 +386,8 @@ class Postgres(Server):
             if sig is None:
                 self.query("SELECT pg_terminate_backend(%s)", (pid,))
             else:
-                os.kill(pid, sig)
+                with contextlib.suppress(ProcessLookupError):  # it was just leaving
+                    os.kill(pid, sig)
         return pids
 
     def stop_backend(self, where):
@@ -644,6 +645,9 @@ class Kafka(Server):
     def delete_topic(self, name, timeout=30):
         self.admin.delete_topics([name])[name].result(timeout)
         wait_until(lambda: name not in self.topics(), timeout, f"topic {name} to go")
+        # The broker says so before its logs are shut: until then it takes records that go with them.
+        logs = re.compile(re.escape(name) + r"-\d+")
+        wait_until(lambda: not any(map(logs.fullmatch, os.listdir(self.data))) or name in self.topics(), timeout, f"the logs of {name} to go")
 
     def set_topic_config(self, name, config, timeout=30):
         """Replaces the topic's own settings by config. The broker shows a change before its logs go by it, and takes one after the

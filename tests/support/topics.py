@@ -8,6 +8,7 @@ import copy
 import itertools
 import json
 import os
+import time
 import uuid
 
 import pytest
@@ -21,8 +22,8 @@ _count = itertools.count(1)
 class Topics:
     """One source topic, one group, one handler directory."""
 
-    def __init__(self, kafka, partitions=3, delays=("300ms", "600ms"), brokers=None):
-        self.kafka, self.delays = kafka, list(delays)
+    def __init__(self, kafka, partitions=3, delays=("300ms", "600ms"), brokers=None, timeout="5s"):
+        self.kafka, self.delays, self.timeout = kafka, list(delays), timeout
         self.group = f"t{os.getpid()}x{next(_count)}"
         self.topic = kafka.create_topic("src." + self.group, partitions)
         self.partitions = partitions
@@ -65,7 +66,7 @@ class Topics:
                 "timeout": "10s"}
 
     def config(self, config=None, park=True):
-        tree = {"dedupe": "offset", "kafka": {"timeout": "5s"}, "limits": {"batch_events": 20},
+        tree = {"dedupe": "offset", "kafka": {"timeout": self.timeout}, "limits": {"batch_events": 20},
                 "retry": {"delays": self.delays}}
         if park:
             tree["errors"] = [{"match": "reply:*", "policy": "park"}]
@@ -138,10 +139,17 @@ class Topics:
     def logs(self):
         return "\n".join(f"--- {c.name} on port {c.port}\n{servers.tail(c.log, 15)}" for c in self.consumers)
 
-    def wait_done(self, ids, timeout=30):
-        ids = set(ids)
+    def wait_done(self, ids, timeout=60):
+        """The time is over when so long none has come: a busy machine is late."""
+        ids, seen = set(ids), [-1]
+
+        def there():
+            now = len(ids & self.done())
+            more, seen[0] = now > seen[0], now
+            return (now == len(ids) and "all") or (more and "more")
         try:
-            wait_until(lambda: ids <= self.done(), timeout, f"{len(ids)} effects", interval=0.02)
+            while wait_until(there, timeout, f"{len(ids)} effects", interval=0.02) != "all":
+                time.sleep(0.02)
         except WaitTimeout as e:
             left = ids - self.done()
             raise AssertionError(f"{e}: {len(left)} are missing, as {self.sent.get(next(iter(left)))}\n"
@@ -152,7 +160,7 @@ class Topics:
         return {t: {p: n for p, n in self.kafka.end_offsets(t).items() if n > 0}
                 for t in [self.topic, *(self.retry(i + 1) for i in range(len(self.delays)))]}
 
-    def wait_stands(self, timeout=30):
+    def wait_stands(self, timeout=60):
         """Until the group's offsets are at the end of all its topics."""
         last = []
 
@@ -165,7 +173,7 @@ class Topics:
         except WaitTimeout:
             raise AssertionError(f"offsets have not reached the ends after {timeout} s: {last}\n{self.logs()}") from None
 
-    def wait_dead(self, n, timeout=30):
+    def wait_dead(self, n, timeout=60):
         def there():
             return len(self.read(self.dead)) >= n and self.read(self.dead)
         try:
@@ -186,7 +194,7 @@ class Topics:
             assert t["seq"] <= last.get(t["key"], 0) + 1, f"{t['key']}: {t['seq']} after {last.get(t['key'], 0)}"
             last[t["key"]] = max(t["seq"], last.get(t["key"], 0))
 
-    def wait_state(self, consumer, state, timeout=15):
+    def wait_state(self, consumer, state, timeout=60):
         last = []
 
         def there():
