@@ -64,7 +64,8 @@ def kafka():
     """A broker for all tests that do not break it."""
     if not servers.kafka_jars():
         pytest.skip("no Kafka jars: run make setup with Maven Central within reach")
-    k = servers.Kafka(quick=True).start().warm()
+    # Nobody starts it anew, so it may take its time between two heartbeats: fenced, it would forget all groups and transactions.
+    k = servers.Kafka(quick=True, config={"broker.session.timeout.ms": "60000"}).start().warm()
     yield k
     k.kill()
 

@@ -38,7 +38,7 @@ class Proxy(servers.Server):
                 raise self._died()
             with open(self.log, encoding="utf-8") as f:
                 return f.readline().endswith("\n")
-        wait_until(ready, 10, "the proxy to listen")
+        wait_until(ready, 30, "the proxy to listen")
         with open(self.log, encoding="utf-8") as f:
             self.port = int(f.readline().split()[1])
         return self
@@ -47,7 +47,7 @@ class Proxy(servers.Server):
         """SIGTERM; a proxy that leaked (ASan) or crashed fails the test here."""
         if self.running():
             self.signal(signal.SIGTERM)
-        rc = self.wait(10)
+        rc = self.wait(30)
         self._forget()
         if rc:
             raise self._died()
@@ -71,7 +71,7 @@ class Proxy(servers.Server):
 
     def _ask(self, line):
         with socket.socket(socket.AF_UNIX) as s:
-            s.settimeout(5)
+            s.settimeout(30)
             s.connect(self.path)
             s.sendall(line.encode() + b"\n")
             answer = s.makefile().readline().strip()
