@@ -53,7 +53,7 @@ class Topics:
                       "isolation.level": "read_committed"})
         try:
             parts = [TopicPartition(topic, p) for p in range(self.partitions)]
-            return {p.partition: p.offset for p in c.committed(parts, 10)}
+            return {p.partition: p.offset for p in c.committed(parts, 30)}
         finally:
             c.close()
 
@@ -115,7 +115,7 @@ class Topics:
         return ids
 
     def flush(self):
-        assert self.producer.flush(30) == 0, "the input is not on the topic"
+        assert self.producer.flush(60) == 0, "the input is not on the topic"
 
     # -- what came of it
 
@@ -186,7 +186,7 @@ class Topics:
             assert t["seq"] <= last.get(t["key"], 0) + 1, f"{t['key']}: {t['seq']} after {last.get(t['key'], 0)}"
             last[t["key"]] = max(t["seq"], last.get(t["key"], 0))
 
-    def wait_state(self, consumer, state, timeout=15):
+    def wait_state(self, consumer, state, timeout=40):
         last = []
 
         def there():
