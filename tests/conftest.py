@@ -64,9 +64,8 @@ def kafka():
     """A broker for all tests that do not break it."""
     if not servers.kafka_jars():
         pytest.skip("no Kafka jars: run make setup with Maven Central within reach")
-    # Nobody kills it, so nobody waits for the end of its session: a busy machine that keeps it from its heartbeat for two seconds does not
-    # take its partitions away.
-    k = servers.Kafka({"broker.session.timeout.ms": "18000"}, quick=True).start().warm()
+    # Nobody starts it anew, so it may take its time between two heartbeats: fenced, it would forget all groups and transactions.
+    k = servers.Kafka(quick=True, config={"broker.session.timeout.ms": "60000"}).start().warm()
     yield k
     k.kill()
 

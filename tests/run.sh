@@ -62,7 +62,7 @@ unit_programs() {
 	for source in tests/unit/*_test.c; do
 		name=$(basename "$source" .c)
 		log=$LOGS/unit-$1-$name.log
-		timeout 120 "$2/$name" >"$log" 2>&1 </dev/null
+		timeout 600 "$2/$name" >"$log" 2>&1 </dev/null
 		rc=$?
 		f=$(cmocka_count FAILED "$log")
 		if [ $rc -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
@@ -166,7 +166,7 @@ fuzz_build() {
 # fuzz_run NAME LOG COMMAND...: counts one pass or failure.
 fuzz_run() {
 	name=$1 log=$2; shift 2
-	if timeout $((fuzz_seconds + 120)) "$@" >"$log" 2>&1 </dev/null; then
+	if timeout $((fuzz_seconds + 600)) "$@" >"$log" 2>&1 </dev/null; then
 		passed=$((passed + 1))
 	else
 		failed=$((failed + 1))
@@ -205,7 +205,7 @@ run_fuzz() {
 		fi
 		fuzz_run "$name" "$LOGS/$name-corpus.log" "$program" -runs=0 "$corpus"
 		mkdir -p "build/fuzz/found/$name"
-		fuzz_run "$name" "$LOGS/$name.log" "$program" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=1024 \
+		fuzz_run "$name" "$LOGS/$name.log" "$program" -max_total_time="$fuzz_seconds" -timeout=60 -rss_limit_mb=1024 \
 			-artifact_prefix="build/fuzz/$name-" "build/fuzz/found/$name" "$corpus"
 	done
 	group fuzz $passed $failed $skipped "$since"

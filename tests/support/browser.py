@@ -55,8 +55,10 @@ class Browser:
         os.write(self.out, json.dumps(message).encode() + b"\0")
         return n
 
-    def call(self, method, params=None, session=None, timeout=30):
-        n = self.send(method, params, session)
+    def call(self, method, params=None, session=None, timeout=60):
+        return self.answer(self.send(method, params, session), method, timeout)
+
+    def answer(self, n, method, timeout):
         end = time.monotonic() + timeout
         while n not in self.answers:
             left = end - time.monotonic()
@@ -97,7 +99,7 @@ class Browser:
     def close(self):
         if self.proc.poll() is None:
             os.killpg(self.proc.pid, signal.SIGKILL)
-        self.proc.wait(10)
+        self.proc.wait(30)
         os.close(self.out)
         os.close(self.into)
         shutil.rmtree(self.dir, ignore_errors=True)
@@ -155,9 +157,10 @@ class Page:
         """Until the expression is true in the page; gives its value, true for an element."""
         condition = f"(v => v instanceof Node ? true : v)({condition})"
         try:
-            return wait_until(lambda: self.js(condition), timeout, what or condition, interval=0.02)
+            # Asked of a page that is just leaving, or of one that has not all yet, the expression may throw.
+            return wait_until(lambda: self.js(condition), timeout, what or condition, interval=0.02, ignore=(Broken,))
         except AssertionError as e:
-            raise AssertionError(f"{e}\nthe page says: {self.js('document.body.innerText')[:1500]}\n{self.wrong}") from None
+            raise AssertionError(f"{e}\nthe page says: {self.text()[:1500]}\n{self.wrong}") from None
 
     def click(self, selector):
         """A real click in the middle of the element, once it can be clicked."""
@@ -166,8 +169,11 @@ class Page:
                        "e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
                        "const x = r.left + r.width / 2, y = r.top + r.height / 2, over = document.elementFromPoint(x, y);"
                        "return over && (e === over || e.contains(over)) ? [x, y] : null })()", 90, f"{selector} to be there for a click")
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", {"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1})
+        # Both at once: what is drawn anew between them would be pressed and another one released, which is no click.
+        sent = [self.browser.send("Input.dispatchMouseEvent", {"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1}, self.session)
+                for kind in ("mousePressed", "mouseReleased")]
+        for n in sent:
+            self.browser.answer(n, "Input.dispatchMouseEvent", 90)
 
     def follow(self, selector):
         """A click on a link, until the page behind it is there: what is asked next is not asked of this one."""

@@ -180,7 +180,7 @@ class Inbox:
         self.flush()
         return ids
 
-    def flush(self, timeout=30):
+    def flush(self, timeout=60):
         assert self.producer.flush(timeout) == 0 and not self.undelivered, \
             f"the input is not on the topic: {self.undelivered[:3]}"
 

@@ -185,7 +185,7 @@ class Ledger:
         point = f"{points[number % len(points)]}:{1 + number // 100}"
         m.start(fault=point)
         try:
-            m.process.wait(5)
+            m.process.wait(5, patient=False)
         except AssertionError:
             self.say(f"  ({point} was not passed in 5 s)")
             m.process.kill9()
@@ -203,7 +203,7 @@ class Ledger:
         meanwhile()
         elder.sigcont()
         with contextlib.suppress(AssertionError):
-            if elder.wait(3) == 0:
+            if elder.wait(3, patient=False) == 0:
                 raise Violated(f"{m} was replaced and ended with 0:\n{servers.tail(elder.log, 12)}")
         elder.kill9()
 

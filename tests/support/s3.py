@@ -3,6 +3,7 @@ man in the middle who answers in its place, slowly, by half or not at all.
 
 Refuses to ask the sink whether it did well: what is in the bucket is read from the store's directory.
 """
+import contextlib
 import hashlib
 import hmac
 import http.client
@@ -18,6 +19,7 @@ import xml.sax.saxutils
 import servers
 from wait import wait_until
 
+_UNDER_WAY = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")  # the store's name for what is being put
 ACCESS, SECRET = "AKIDPOSTRIDER", "not-a-secret-of-anybody"
 
 
@@ -57,7 +59,7 @@ jclouds.filesystem.basedir={self.data}
     def endpoint(self):
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, timeout=60):
+    def start(self, timeout=120):
         argv = ["java", "-Xmx192m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
                 f"-Dlogback.configurationFile={self.dir}/logback.xml", "-cp", jars(), "org.gaul.s3proxy.Main",
                 "--properties", os.path.join(self.dir, "s3proxy.conf")]
@@ -78,7 +80,7 @@ jclouds.filesystem.basedir={self.data}
     def stop(self):
         if self.running():
             self.signal(signal.SIGTERM)
-        self.wait(20)
+        self.wait(60)
         self._forget()
 
     def bucket(self, name):
@@ -132,8 +134,8 @@ jclouds.filesystem.basedir={self.data}
             for name in files:
                 path = os.path.join(at, name)
                 key = os.path.relpath(path, top)
-                if not key.startswith(".mpus") and not name.endswith((".tmp", ".part")):
-                    with open(path, "rb") as f:
+                if not key.startswith(".mpus") and not name.endswith((".tmp", ".part")) and not _UNDER_WAY.search(name):
+                    with contextlib.suppress(FileNotFoundError), open(path, "rb") as f:  # it may just have been deleted
                         found[key] = f.read()
         return found
 

@@ -21,7 +21,7 @@ import uuid
 
 import pytest
 import servers
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from wait import WaitTimeout, wait_until
 
 _count = itertools.count(1)
@@ -204,7 +204,7 @@ class PostOffice(threading.Thread):
         self.kafka, self.source = kafka, source
         self.orders = {}
         self.lost = collections.Counter()
-        self.seen = 0
+        self.seen, self.at = 0, {}  # letters; of each partition how far all are taken
         self.rnd = random.Random(5)
         self.late = []  # (when, n, key, value, headers)
         self.done = threading.Event()
@@ -212,7 +212,7 @@ class PostOffice(threading.Thread):
 
     def run(self):
         c = Consumer({"bootstrap.servers": self.kafka.bootstrap, "group.id": f"post-{self.source}", "log_level": 0,
-                      "enable.auto.commit": False, "isolation.level": "read_committed"})
+                      "enable.auto.commit": False, "enable.partition.eof": True, "isolation.level": "read_committed"})
         self.out = Producer({"bootstrap.servers": self.kafka.bootstrap, "linger.ms": 0, "log_level": 0,
                              "reconnect.backoff.max.ms": 200})
         c.assign([TopicPartition(self.source, p, 0) for p in range(self.kafka.topics()[self.source])])
@@ -221,6 +221,8 @@ class PostOffice(threading.Thread):
             if m is not None and not m.error():
                 self.take(m)
                 self.seen += 1
+            elif m is not None and m.error().code() == KafkaError._PARTITION_EOF:
+                self.at[m.partition()] = m.offset()
             while self.late and self.late[0][0] <= time.monotonic():
                 self.put(*heapq.heappop(self.late)[2:])
             self.out.poll(0)
@@ -254,7 +256,9 @@ class PostOffice(threading.Thread):
                          + [("id", str(uuid.uuid4()).encode())])
 
     def is_idle(self):
-        return not self.late and len(self.out) == 0
+        """All that is on its topic is taken and passed on."""
+        ends = self.kafka.end_offsets(self.source)
+        return all(self.at.get(p, -1) >= n for p, n in ends.items() if n) and not self.late and len(self.out) == 0
 
     def stop(self):
         self.done.set()
@@ -306,7 +310,7 @@ class Scene:
         for t in (INBOX, EVENTS):
             if t in kafka.topics():
                 kafka.delete_topic(t)
-            wait_until(lambda: kafka.create_topic(t, partitions), 20, f"topic {t}", ignore=(Exception,))
+            wait_until(lambda: kafka.create_topic(t, partitions), 60, f"topic {t}", ignore=(Exception,))
         self.dir = servers.new_dir("sagas")
         for file, text in (definitions or {"buy.cfg": buy()}).items():
             self.define(file, text)
@@ -440,7 +444,7 @@ class Scene:
                                    data=None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode(),
                                    headers={"Content-Type": "application/json", **(headers or {})})
         try:
-            with urllib.request.urlopen(r, timeout=10) as a:
+            with urllib.request.urlopen(r, timeout=30) as a:
                 return a.status, json.loads(a.read())
         except urllib.error.HTTPError as e:
             return e.code, json.loads(e.read())

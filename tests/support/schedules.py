@@ -400,7 +400,7 @@ def crash_unflushed(pg):
         os.kill(writer, signal.SIGQUIT)  # ends it before it does anything, once it goes on
         pg.signal(signal.SIGQUIT)
         os.kill(writer, signal.SIGCONT)
-        pg.wait(30)
+        pg.wait(60)
 
 
 def pinned_position(st, **how):
@@ -410,8 +410,8 @@ def pinned_position(st, **how):
     st.start(**how)
     st.marker()
     foreign = Producer({"bootstrap.servers": st.kafka.bootstrap, "transactional.id": f"foreign.{st.name}",
-                        "log_level": 0})
-    foreign.init_transactions(30)
+                        "transaction.timeout.ms": 600000, "log_level": 0})
+    foreign.init_transactions(60)
     foreign.begin_transaction()
     foreign.produce(f"postrider.positions.{st.name}", key=b"foreign", value=b"not yours")
     foreign.flush(30)

@@ -31,7 +31,7 @@ import urllib.error
 import urllib.request
 import uuid
 
-from wait import wait_until
+from wait import stretched, wait_until
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 KAFKA_VERSION = "4.1.1"
@@ -173,12 +173,12 @@ class Server:
     def sigcont(self):
         self.signal(signal.SIGCONT)
 
-    def wait(self, timeout=60):
-        """Waits for the end; returns the exit status (negative: killed by that signal)."""
-        try:
-            return self.proc.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} did not end in {timeout} s:\n{tail(self.log)}") from None
+    def wait(self, timeout=60, patient=True):
+        """Waits for the end, longer on a busy machine if patient; returns the exit status (negative: killed by that signal)."""
+        for more in (timeout, stretched(timeout) - timeout if patient else 0):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.proc.wait(more)
+        raise AssertionError(f"{self.name} did not end in {timeout} s:\n{tail(self.log)}")
 
     def kill(self):
         """SIGKILL, and reaped; returns the exit status."""
@@ -186,7 +186,7 @@ class Server:
             return None
         if self.proc.poll() is None:
             self.proc.kill()
-        rc = self.proc.wait(30)
+        rc = self.proc.wait(60)
         self._forget()
         return rc
 
@@ -308,7 +308,7 @@ class Postgres(Server):
     def accepts(self):
         import psycopg2
         try:
-            psycopg2.connect(self.conninfo(), connect_timeout=2).close()
+            psycopg2.connect(self.conninfo(), connect_timeout=5).close()
             return True
         except psycopg2.Error:
             return False
@@ -335,7 +335,7 @@ class Postgres(Server):
 
     def connect(self, dbname="postgres", autocommit=True, **more):
         import psycopg2
-        c = psycopg2.connect(self.conninfo(dbname, **more), connect_timeout=5)
+        c = psycopg2.connect(self.conninfo(dbname, **more), connect_timeout=20)
         c.autocommit = autocommit
         return c
 
@@ -371,7 +371,10 @@ class Postgres(Server):
         return "postrider_template" if self._schemas >= 2 else None
 
     def dropdb(self, name):
-        self.query(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        """Postgres waits five seconds for the sessions that it has ended, and then refuses."""
+        import psycopg2
+        wait_until(lambda: self.query(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)') == [], 30, f"database {name} to go",
+                   ignore=(psycopg2.errors.ObjectInUse,))
 
     def backends(self, where="true"):
         """Pids of client backends; where is SQL over pg_stat_activity."""
@@ -391,8 +394,10 @@ class Postgres(Server):
         return pids
 
     def stop_backend(self, where):
-        """SIGSTOPs matching backends; returns their pids for cont_backend."""
-        return self.kill_backend(where, signal.SIGSTOP)
+        """SIGSTOPs matching backends, and back only when they have stopped; returns their pids for cont_backend."""
+        pids = self.kill_backend(where, signal.SIGSTOP)
+        wait_until(lambda: all(map(_all_stopped, pids)), 30, "the sessions to stand still")
+        return pids
 
     @staticmethod
     def cont_backend(pids):
@@ -584,7 +589,7 @@ class Kafka(Server):
         p.init_transactions(timeout)
         return self
 
-    def stop(self, timeout=30):
+    def stop(self, timeout=60):
         """SIGTERM: a clean shutdown."""
         if self.running():
             self.signal(signal.SIGTERM)
@@ -600,13 +605,13 @@ class Kafka(Server):
         if self._admin is None:
             from confluent_kafka.admin import AdminClient
             self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0,
-                                       "socket.timeout.ms": 10000, "reconnect.backoff.max.ms": 200})
+                                       "socket.timeout.ms": 20000, "reconnect.backoff.max.ms": 200})
         return self._admin
 
-    def _metadata(self, timeout=10, topic=None):
+    def _metadata(self, timeout=30, topic=None):
         return self.admin.list_topics(topic, timeout) if topic else self.admin.list_topics(timeout=timeout)
 
-    def members(self, group, timeout=10):
+    def members(self, group, timeout=30):
         """Client ids of a classic group's members."""
         return [m.client_id for g in self.admin.list_groups(group, timeout) for m in g.members]
 
@@ -631,6 +636,7 @@ class Kafka(Server):
         wait_until(done, timeout, what)
 
     def create_topic(self, name, partitions=1, config=None, timeout=30):
+        from confluent_kafka import KafkaError, KafkaException
         from confluent_kafka.admin import NewTopic
         self._unless_fenced(lambda: self.admin.create_topics([NewTopic(name, partitions, 1, config=config or {})])[name], f"topic {name}", timeout)
         wait_until(lambda: self.topics().get(name) == partitions and all(
@@ -729,7 +735,7 @@ class Redis(Server):
     def flush(self):
         self.call("FLUSHALL")
 
-    def call(self, *args, timeout=10):
+    def call(self, *args, timeout=30):
         """One command: a str, an int, None or a list of them; RuntimeError is what Redis refused."""
         with socket.create_connection(("127.0.0.1", self.port), timeout) as s, s.makefile("rb") as f:
             s.sendall(self._encode(args))
@@ -856,7 +862,7 @@ class Daemon(Server):
         """Merges config into the file (for SIGHUP tests)."""
         write_config(self.file, _merge(self.config, config))
 
-    def get(self, path, timeout=5):
+    def get(self, path, timeout=20):
         """(status, body) of its HTTP port."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout) as r:

@@ -24,7 +24,7 @@ HOUR_MS = 3600 * 1000
 
 def read_all(kafka, topic, timeout=60):
     """{(partition, offset): message} of everything that is committed in the topic."""
-    from confluent_kafka import Consumer, TopicPartition
+    from confluent_kafka import Consumer, KafkaError, TopicPartition
     ends = {p: n for p, n in kafka.end_offsets(topic).items() if n > 0}
     c = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "truth", "enable.auto.commit": False, "log_level": 0,
                   "enable.partition.eof": True, "isolation.level": "read_committed", "auto.offset.reset": "earliest",
@@ -32,12 +32,13 @@ def read_all(kafka, topic, timeout=60):
     found, at_end = {}, set()
     try:
         c.assign([TopicPartition(topic, p, 0) for p in ends])
-        deadline = datetime.datetime.now() + datetime.timedelta(seconds=timeout)
+        deadline = time.monotonic() + timeout
         while len(at_end) < len(ends):
-            assert datetime.datetime.now() < deadline, f"{topic} could not be read to its end"
+            assert time.monotonic() < deadline, f"{topic} could not be read to its end"
             for m in c.consume(1000, 0.5):
-                if m.error():
-                    at_end.add(m.partition())
+                if m.error():  # of a connection, too
+                    if m.error().code() == KafkaError._PARTITION_EOF and m.offset() >= ends[m.partition()]:
+                        at_end.add(m.partition())
                 else:
                     found[m.partition(), m.offset()] = m
     finally:
@@ -270,7 +271,7 @@ class Sink:
                 found[:] = wrong_with_manifests(self.directory)
                 return not found
             try:
-                wait_until(well, 25, "the manifests", ignore=(OSError,))
+                wait_until(well, 60, "the manifests", ignore=(OSError,))
             except WaitTimeout:
                 raise AssertionError("; ".join(found[:5]) + "\n" + self.standing()) from None
 

@@ -45,8 +45,8 @@ class Table:
             last = []
 
             def done(topic=topic, ends=ends, last=last):
-                rows = dict(self.i.db.query("SELECT partition, next_offset FROM inbox.position WHERE \"group\" = %s AND topic = %s",
-                                            (self.i.group, topic)))
+                rows = dict(self.i.db.query("SELECT partition, min(next_offset) FROM inbox.position WHERE \"group\" = %s AND topic = %s"
+                                            " GROUP BY partition", (self.i.group, topic)))
                 last[:] = [rows]
                 return all(rows.get(p, -1) >= n for p, n in ends.items())
             try:

@@ -291,7 +291,7 @@ class Round:
         point += f":{1 + number // (500 if 'split' in point else 200)}"
         m.start(fault=point)
         try:
-            m.wait(12)
+            m.wait(12, patient=False)
             if m.proc.returncode != -signal.SIGKILL:
                 self._lives(m)
             self.say(f"  died at {point}")

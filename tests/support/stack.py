@@ -198,7 +198,7 @@ class Stack:
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(lambda p: servers.Cli(variant=self.variant).run("init", "-c", p.file, check=True), relays))
         for f in made.values():
-            f.result(30)
+            f.result(60)
 
     def _make_topics(self):
         from confluent_kafka.admin import NewTopic

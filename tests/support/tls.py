@@ -120,6 +120,6 @@ class Kafka(servers.Kafka):
         done = subprocess.run(self._java("-XX:TieredStopAtLevel=1", "kafka.admin.ConfigCommand", "--bootstrap-server",
                                          self.bootstrap, "--alter", "--entity-type", "users", "--entity-name", user,
                                          "--add-config", f"SCRAM-SHA-256=[iterations=4096,password={secret}]"),
-                              capture_output=True, text=True, timeout=60)
+                              capture_output=True, text=True, timeout=120)
         if done.returncode:
             raise RuntimeError(f"no password for {user}: {done.stdout}{done.stderr}")

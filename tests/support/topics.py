@@ -54,7 +54,7 @@ class Topics:
                       "isolation.level": "read_committed"})
         try:
             parts = [TopicPartition(topic, p) for p in range(self.partitions)]
-            return {p.partition: p.offset for p in c.committed(parts, 10)}
+            return {p.partition: p.offset for p in c.committed(parts, 30)}
         finally:
             c.close()
 
@@ -116,7 +116,7 @@ class Topics:
         return ids
 
     def flush(self):
-        assert self.producer.flush(30) == 0, "the input is not on the topic"
+        assert self.producer.flush(60) == 0, "the input is not on the topic"
 
     # -- what came of it
 

@@ -195,7 +195,7 @@ class Round:
         self.relay.kill9()
         relay = self._start_relay(fault=self._point(number))
         try:
-            relay.wait(5)
+            relay.wait(5, patient=False)
         except AssertionError:
             self.say("  (not passed in 5 s)")
             relay.kill9()

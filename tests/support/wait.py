@@ -3,6 +3,7 @@
 Refuses to wait without a bound: every wait ends by success or by a message that
 shows what was last seen.
 """
+import os
 import time
 
 
@@ -10,14 +11,19 @@ class WaitTimeout(AssertionError):
     """The condition did not come true in time; the text shows the last value."""
 
 
+def stretched(seconds):
+    """So long on a machine that has more to do than processors: as many times as it has, four at most."""
+    return seconds * max(1.0, min(4.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
+
+
 def wait_until(fn, timeout=30, what=None, interval=0.002, interval_max=0.1, ignore=()):
     """Calls fn until it returns something true and returns that.
 
     Exceptions of the types in `ignore` count as "not yet" and are shown at the end.
-    The interval doubles from interval to interval_max.
+    The interval doubles from interval to interval_max. A busy machine is given more time.
     """
     what = what or getattr(fn, "__name__", "the condition")
-    deadline = time.monotonic() + timeout
+    start, given = time.monotonic(), timeout
     last = None
     while True:
         try:
@@ -26,9 +32,12 @@ def wait_until(fn, timeout=30, what=None, interval=0.002, interval_max=0.1, igno
                 return last
         except ignore as e:
             last = e
-        left = deadline - time.monotonic()
+        left = start + given - time.monotonic()
         if left <= 0:
-            raise WaitTimeout(f"waited {timeout:g} s for {what}; last seen: {last!r}")
+            given = max(given, stretched(timeout))
+            left = start + given - time.monotonic()
+        if left <= 0:
+            raise WaitTimeout(f"waited {given:.4g} s for {what}; last seen: {last!r}")
         time.sleep(min(interval, left))
         interval = min(interval * 2, interval_max)
 

@@ -184,7 +184,7 @@ static int serve_path(int fd, const char *path, const char *body)
 		(void)say(fd, "HTTP/1.1 500 No\r\nContent-Length: 1000000\r\n\r\n");
 		drip(fd, "x");
 	} else if (strcmp(path, "/hang") == 0)
-		wait_for_end(fd, 10000);
+		wait_for_end(fd, 120000);
 	else if (strcmp(path, "/endless") == 0) {
 		(void)say(fd, OK_HEAD "\r\n");
 		put_zeros(fd, SIZE_MAX / 2);
@@ -322,7 +322,7 @@ static int start_server(void **state)
 
 static void wait_for(atomic_int *what, int value)
 {
-	for (int i = 0; i < 1000 && atomic_load(what) != value; i++)
+	for (int i = 0; i < 6000 && atomic_load(what) != value; i++)
 		(void)poll(NULL, 0, 10);
 	assert_int_equal(atomic_load(what), value);
 }
@@ -371,7 +371,7 @@ static struct rig *rig_new(const char *path)
 
 	r->conf.handler.url =
 		*path == '/' ? pr_asprintf("http://127.0.0.1:%d%s", server.port, path) : pr_strdup(path);
-	r->conf.handler.timeout_us = 5 * PR_SEC;
+	r->conf.handler.timeout_us = 30 * PR_SEC;
 	r->conf.handler.response_bytes = 64 * 1024;
 	r->conf.handler.concurrency = 4;
 	r->wake_fd = eventfd(0, EFD_CLOEXEC);
@@ -447,6 +447,7 @@ static void run_all(struct rig *r)
 	struct pr_err err;
 
 	for (size_t from = 0, to; from < r->n; from = to) {
+		memset(r->out + from, 0, (r->n - from) * sizeof(*r->out)); /* as a lane does */
 		assert_int_equal(
 			handler_http.run(r->h, NULL, OP_DO, r->list + from, r->n - from, r->out + from, &err),
 			0);
@@ -475,7 +476,7 @@ static struct outcome post(const char *path, int64_t timeout_us, int64_t respons
 
 static struct outcome get(const char *path)
 {
-	return post(path, 5 * PR_SEC, 64 * 1024);
+	return post(path, 30 * PR_SEC, 64 * 1024);
 }
 
 /* ---------------------------------------------------------------- what goes out */
@@ -778,10 +779,10 @@ static void retry_after_is_forgotten(void **state)
 	rig_free(r);
 }
 
-static void late(const char *path, enum pr_fail_class cls, const char *code)
+static void late(const char *path, int64_t timeout_us, enum pr_fail_class cls, const char *code)
 {
 	int64_t since = pr_mono_us();
-	struct outcome out = post(path, 300 * PR_MS, 64 * 1024);
+	struct outcome out = post(path, timeout_us, 64 * 1024);
 
 	expect(&out, cls, code);
 	assert_true(pr_mono_us() - since < 20 * PR_SEC);
@@ -790,10 +791,10 @@ static void late(const char *path, enum pr_fail_class cls, const char *code)
 static void a_slow_answer_has_a_deadline(void **state)
 {
 	(void)state;
-	late("/hang", PR_FAIL_TIMEOUT, "");
-	late("/slow-head", PR_FAIL_TIMEOUT, "");
-	late("/slow-body", PR_FAIL_TIMEOUT, "");
-	late("/slow-failure", PR_FAIL_HTTP, "500");
+	late("/hang", 300 * PR_MS, PR_FAIL_TIMEOUT, "");
+	late("/slow-head", 300 * PR_MS, PR_FAIL_TIMEOUT, "");
+	late("/slow-body", 300 * PR_MS, PR_FAIL_TIMEOUT, "");
+	late("/slow-failure", 2 * PR_SEC, PR_FAIL_HTTP, "500"); /* its status comes within that */
 }
 
 static void an_answer_has_a_size(void **state)
@@ -806,7 +807,7 @@ static void an_answer_has_a_size(void **state)
 	expect(&out, PR_FAIL_NONE, "");
 	out = get("/big");
 	expect(&out, PR_FAIL_NONE, "");
-	out = post("/big", 5 * PR_SEC, 64 << 20);
+	out = post("/big", 30 * PR_SEC, 64 << 20);
 	expect(&out, PR_FAIL_NONE, "");
 	out = get("/endless-failure");
 	expect(&out, PR_FAIL_HTTP, "418");
@@ -874,7 +875,7 @@ static void a_connection_that_does_not_come(void **state)
 		(void)connect(fill[i], (struct sockaddr *)&in, len);
 	}
 	(void)snprintf(url, sizeof(url), "http://127.0.0.1:%d/do", ntohs(in.sin_port));
-	late(url, PR_FAIL_HTTP, "connect");
+	late(url, 300 * PR_MS, PR_FAIL_HTTP, "connect");
 	for (size_t i = 0; i < 8; i++)
 		(void)close(fill[i]);
 	(void)close(fd);
@@ -1028,11 +1029,11 @@ static void a_slow_key_holds_up_no_other(void **state)
 	int64_t slow_last = 0, other_last = 0;
 
 	(void)state;
-	for (size_t i = 0; i < 160; i++)
-		add(r, keys[i % 8], i % 8 == 0 ? "{\"wait\":50}" : "{}");
+	for (size_t i = 0; i < 64; i++) /* in one round, on a busy machine too */
+		add(r, keys[i % 8], i % 8 == 0 ? "{\"wait\":100}" : "{}");
 	run(r);
-	assert_int_equal(server.n, 160);
-	for (size_t i = 0; i < 160; i++)
+	assert_int_equal(server.n, 64);
+	for (size_t i = 0; i < 64; i++)
 		expect(&r->out[i], PR_FAIL_NONE, "");
 	for (size_t k = 0; k < 8; k++)
 		expect_order(r, keys[k]);
@@ -1080,10 +1081,10 @@ static void one_at_a_time_goes_by_offset(void **state)
 	(void)state;
 	r->conf.handler.concurrency = 1;
 	rig_open(r);
-	for (size_t i = 0; i < 60; i++)
+	for (size_t i = 0; i < 24; i++)
 		add(r, keys[i * i % 3], "{}");
 	run(r);
-	assert_int_equal(server.n, 60);
+	assert_int_equal(server.n, 24);
 	for (size_t i = 0; i < server.n; i++)
 		assert_int_equal(offset_of(&server.seen[i]), i);
 	rig_free(r);
@@ -1197,9 +1198,9 @@ static void an_instance_survives_everything(void **state)
 	uint64_t n;
 
 	(void)state;
-	r->conf.handler.timeout_us = 300 * PR_MS;
+	r->conf.handler.timeout_us = 2 * PR_SEC; /* enough for the last one, which is answered */
 	rig_open(r);
-	add(r, "k", "{\"wait\":5000}");
+	add(r, "k", "{\"wait\":60000}");
 	run(r);
 	expect(&r->out[0], PR_FAIL_TIMEOUT, "");
 	assert_int_equal(eventfd_write(r->wake_fd, 1), 0);
