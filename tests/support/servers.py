@@ -168,12 +168,12 @@ class Server:
     def sigstop(self):
         """SIGSTOP, and back only when every thread has stopped."""
         self.signal(signal.SIGSTOP)
-        wait_until(lambda: _all_stopped(self.pid), 10, f"{self.name} to stand still")
+        wait_until(lambda: _all_stopped(self.pid), 60, f"{self.name} to stand still")
 
     def sigcont(self):
         self.signal(signal.SIGCONT)
 
-    def wait(self, timeout=30):
+    def wait(self, timeout=60):
         """Waits for the end; returns the exit status (negative: killed by that signal)."""
         try:
             return self.proc.wait(timeout)
@@ -290,7 +290,7 @@ class Postgres(Server):
                 os.rename(path + ".half", path)
         return path
 
-    def start(self, timeout=30):
+    def start(self, timeout=60):
         argv = [os.path.join(self.bindir, "postgres"), "-D", self.data, "-p", str(self.port)]
         for k, v in self.config.items():
             argv += ["-c", f"{k}={v}"]
@@ -549,7 +549,7 @@ class Kafka(Server):
         if not os.path.exists(self.data):
             shutil.copytree(cached, self.data)
 
-    def start(self, timeout=60, wait=True):
+    def start(self, timeout=120, wait=True):
         archive = self._archive()
         flags = [f"-XX:ArchiveClassesAtExit={self.archiving}"] if self.archiving else [
             "-Xshare:auto", "-Xlog:cds=off", f"-XX:SharedArchiveFile={archive}"]
@@ -561,7 +561,7 @@ class Kafka(Server):
             self.wait_ready(timeout)
         return self
 
-    def wait_ready(self, timeout=60):
+    def wait_ready(self, timeout=120):
         """Until metadata names the broker: the port alone opens earlier."""
         def answers():
             if not self.running():
@@ -575,7 +575,7 @@ class Kafka(Server):
         wait_until(answers, timeout, "Kafka to answer", interval=0.05, ignore=(KafkaException,))
         return self
 
-    def warm(self, timeout=30):
+    def warm(self, timeout=60):
         """Makes the broker create its transaction and group topics now, not in a test."""
         from confluent_kafka import Producer
         p = Producer({"bootstrap.servers": self.bootstrap, "transactional.id": f"warm-{uuid.uuid4()}",
@@ -613,7 +613,7 @@ class Kafka(Server):
         """{name: number of partitions}, internal topics left out."""
         return {n: len(t.partitions) for n, t in self._metadata().topics.items() if not n.startswith("__")}
 
-    def create_topic(self, name, partitions=1, config=None, timeout=30):
+    def create_topic(self, name, partitions=1, config=None, timeout=60):
         from confluent_kafka.admin import NewTopic
         self.admin.create_topics([NewTopic(name, partitions, 1, config=config or {})])[name].result(timeout)
         wait_until(lambda: self.topics().get(name) == partitions and all(
@@ -677,7 +677,7 @@ class Redis(Server):
     def address(self):
         return f"127.0.0.1:{self.port}"
 
-    def start(self, timeout=30):
+    def start(self, timeout=60):
         argv = ["redis-server"]
         for k, v in self.config.items():
             argv += [f"--{k}", str(v)]
@@ -844,7 +844,7 @@ class Daemon(Server):
         except urllib.error.HTTPError as e:
             return e.code, e.read().decode()
 
-    def wait_ready(self, timeout=30):
+    def wait_ready(self, timeout=60):
         last = []
 
         def ready():
@@ -865,7 +865,7 @@ class Daemon(Server):
     def kill9(self):
         return self.kill()
 
-    def terminate(self, timeout=30):
+    def terminate(self, timeout=60):
         """SIGTERM; returns the exit code."""
         self.signal(signal.SIGTERM)
         rc = self.wait(timeout)
