@@ -8,7 +8,7 @@ import servers
 from inbox import inbox  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 EXAMPLE = os.path.join(servers.ROOT, "docs", "examples", "handlers", "seat.sql")
 
 
