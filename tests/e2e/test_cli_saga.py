@@ -72,14 +72,14 @@ class World:
         front = verb.split() if verb.startswith("show ") else ["saga", verb]
         if verb in ORDERS and "--wait" not in args:
             args += ("--wait", "30s")
-        return self.cli(*front, *args, "--conninfo", self.db.conninfo, **kw)
+        return self.cli(*front, *args, "--conninfo", self.db.conninfo, **{"timeout": 120, **kw})
 
     def lines(self, verb, *args, **kw):
         return [json.loads(line) for line in self(verb, *args, "--json", **kw).stdout.splitlines()]
 
     def begin(self, **data):
         """Starts one and waits until it has ended or is stuck; its id and state."""
-        done = self("start", "trip", "--data", json.dumps(data), "--wait", "50s", "--json")
+        done = self("start", "trip", "--data", json.dumps(data), "--wait", "90s", "--json")
         got = json.loads(done.stdout)
         return got["id"], got["state"]
 
@@ -133,12 +133,12 @@ def clean(world):
 # ---------------------------------------------------------------- start
 
 def test_start_and_wait(world):
-    done = world("start", "trip", "--wait", "50s", check=True)
+    done = world("start", "trip", "--wait", "90s", check=True)
     saga = done.stdout.strip()
     assert uuid.UUID(saga).version == 7 and done.stderr == "COMPLETED\n"
-    got, = world.lines("start", "trip", "--data", '{"flight": "refuse"}', "--wait", "50s")
+    got, = world.lines("start", "trip", "--data", '{"flight": "refuse"}', "--wait", "90s")
     assert (got["name"], got["state"], got["why"]) == ("trip", "COMPENSATED", "FLIGHT was refused: sold out")
-    done = world("start", "trip", "--data", '{"mail": "fail"}', "--wait", "50s")
+    done = world("start", "trip", "--data", '{"mail": "fail"}', "--wait", "90s")
     assert done.returncode == 3 and "STUCK" in done.stderr and "the printer is on fire" in done.stderr
 
 
@@ -356,7 +356,7 @@ def test_undo_and_abort(world):
 
 def test_undo_of_one_that_is_over(world):
     """Story: a customer's booking is to be taken back a day later, when the saga has long been COMPLETED."""
-    saga = world("start", "day", "--wait", "50s", check=True).stdout.strip()
+    saga = world("start", "day", "--wait", "90s", check=True).stdout.strip()
     done = world("undo", saga, "--dry-run", check=True)
     assert "COMPLETED -> COMPENSATING" in done.stdout and world.state(saga) == "COMPLETED"
     assert world("undo", saga).returncode == 5
@@ -365,7 +365,7 @@ def test_undo_of_one_that_is_over(world):
     assert [s["state"] for s in world.lines("show", saga)[0]["steps"]] == ["UNDONE", "UNDONE"]
     assert world("undo", saga, "--yes").returncode == 5
     # Nor is there anything else that could be ordered for one that is over.
-    other = world("start", "day", "--wait", "50s", check=True).stdout.strip()
+    other = world("start", "day", "--wait", "90s", check=True).stdout.strip()
     for verb in (["retry"], ["abort", "--yes"], ["skip", "--step", "HOTEL", "--yes"]):
         done = world(verb[0], other, *verb[1:])
         assert done.returncode == 5 and f"{other} is COMPLETED" in done.stdout.replace("\n", " "), done
