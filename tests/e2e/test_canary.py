@@ -7,7 +7,7 @@ import servers
 from outbox import Outbox
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 TOPIC = "outbox.event.canary"
 BACK = "postrider_canary_seconds_count"
 
@@ -45,7 +45,8 @@ def test_there_and_back(pipe):
     m = c.metrics()
     assert m["postrider_canary_missing"] == 0 and m["postrider_canary_age_seconds"] >= 0
     assert 0 < m["postrider_canary_seconds_sum"] < 3600
-    assert c.status()["state"] == "ok" and c.status()["handler"] == "canary"
+    wait_until(lambda: c.status()["state"] == "ok", 30, "all to be well")
+    assert c.status()["handler"] == "canary"
     assert len({key for _, key, _ in pipe.written()}) > 1
     assert all(p["group"] == pipe.group for _, _, p in pipe.written())
     wait_until(lambda: pipe.db.one("SELECT count(*) FROM canary.bird WHERE told") == 1, 30, "only the newest to be kept")
@@ -53,17 +54,17 @@ def test_there_and_back(pipe):
 
 def test_missing(pipe):
     """The relay stands still: it is said, with the one to look for. It goes on, and all come back."""
-    c = pipe.consumer().wait_ready()
+    c = pipe.consumer(late="3s").wait_ready()
     wait_until(lambda: c.metric(BACK) >= 1, 60, "one that came back")
     pipe.o.run("pause", check=True)
 
     def missing():
         told = [p for p in c.status()["problems"] if p["what"] == "canary"]
-        return told and c.metric("postrider_canary_missing") > 0 and (c.status()["state"], told[0])
+        return told and min(c.metric("postrider_canary_missing"), c.metric("postrider_canary_age_seconds") - 3) > 0 and \
+            (c.status()["state"], told[0])
     state, told = wait_until(missing, 60, "one to be missed")
-    assert state == "warn" and "has not come back within 1 s" in told["text"]
+    assert state == "warn" and "has not come back within 3 s" in told["text"]
     assert any(f"trace {i} " in told["hint"] for i, _, _ in pipe.written()), told
-    assert c.metric("postrider_canary_age_seconds") > 1
     pipe.o.run("resume", check=True)
     wait_until(lambda: c.metric("postrider_canary_missing") == 0 and c.status()["state"] == "ok", 60, "all to be well again")
 

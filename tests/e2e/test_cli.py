@@ -76,7 +76,7 @@ class Terminal:
     def type(self, data):
         os.write(self.master, data)
 
-    def end(self, timeout=30):
+    def end(self, timeout=60):
         wait_until(lambda: (self.read(0.01), self.proc.poll())[1] is not None, timeout, "the CLI to end")
         self.read()
         os.close(self.master)
@@ -473,7 +473,7 @@ def test_publish_refuses_odd_files_without_hanging(cli, db):
     os.mkfifo(fifo)
     front = ["publish", "--conninfo", db.conninfo, "-a", "a", "-k", "k", "-T", "t", "-f"]
     for name, code in ((fifo, 1), (where, 1), ("/dev/zero", 1), (os.path.join(where, "gone"), 4)):
-        done = cli(*front, name, timeout=10)
+        done = cli(*front, name, timeout=30)
         assert done.returncode == code, (name, done)
     assert db.one("SELECT count(*) FROM outbox.event") == 0
 
@@ -629,13 +629,13 @@ def test_parked_retry_waits_while_the_relay_is_half_way(cli, db):
         cur.execute("DELETE FROM outbox.parked WHERE seq = %s", (seq,))
         gone.append(time.monotonic())
     with acting(db, slowly):
-        running = subprocess.Popen([path(), "parked", "retry", "--conninfo", db.conninfo, "-k", "42", "--json"],
+        running = subprocess.Popen([path(), "parked", "retry", "--conninfo", db.conninfo, "-k", "42", "--wait", "60s", "--json"],
                                    stdout=subprocess.PIPE, text=True, env=servers._clean_env())
-        wait_until(lambda: gone, 10)
+        wait_until(lambda: gone, 30)
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(0.7)
         db.query("DELETE FROM outbox.parked WHERE seq = %s", (second,))
-        out = running.communicate(timeout=20)[0]
+        out = running.communicate(timeout=60)[0]
     assert (running.returncode, json.loads(out)["outcome"]) == (0, "released")
 
 
@@ -887,14 +887,14 @@ def test_status_watch_in_a_pipe_ends_with_its_reader(fake):
             if args:
                 assert json.loads(line)["healthy"]
         p.stdout.close()
-        assert p.wait(10) == 0
+        assert p.wait(30) == 0
         assert p.stderr.read() == ""
         p.stderr.close()
 
 
 def test_status_watch_on_a_terminal(fake):
     t = Terminal("status", "-w", "--interval", "100ms", "--url", fake(WARN), columns=80)
-    wait_until(lambda: t.read(0.05).count("Ctrl-C ends") >= 3, 20, "three screens")
+    wait_until(lambda: t.read(0.05).count("Ctrl-C ends") >= 3, 60, "three screens")
     t.type(b"\x03")
     assert t.end() == 3
     assert t.text.startswith("\x1b[?1049h") and t.text.count("\x1b[?1049l") == 1
@@ -1055,7 +1055,7 @@ def test_position_of_another_database_does_not_match(placed):
                          ({"from": dict(good["from"], l="999")}, "ahead of this database"),
                          ({"lsn": str(2 ** 62)}, "ahead of this database"), ({"system": "\x1b[2J"}, "\\x1b[2J")):
         p.produce(placed.topic, json.dumps(dict(good, **change)), placed.name)
-        assert p.flush(10) == 0
+        assert p.flush(60) == 0
         done = placed("show")
         assert done.returncode == 3 and said in done.stdout and "adopt" in done.stderr and "\x1b" not in done.stdout
         assert json.loads(placed("show", "--json").stdout)["matches"] is False
@@ -1072,7 +1072,7 @@ def test_position_is_not_written_while_a_relay_holds_the_lock(placed):
     assert placed.kafka.end_offsets(placed.topic) == {0: 0}
     assert placed("adopt", "--dry-run").returncode == 0  # looking is free
     c.close()
-    wait_until(lambda: placed("adopt", "--yes").returncode == 0, 10, "the lock to go")
+    wait_until(lambda: placed("adopt", "--yes").returncode == 0, 60, "the lock to go")
 
 
 def test_position_write_fences_a_living_producer(placed):
@@ -1082,13 +1082,13 @@ def test_position_write_fences_a_living_producer(placed):
     topic = placed.kafka.create_topic("test." + placed.name)
     old = Producer({"bootstrap.servers": placed.kafka.bootstrap, "transactional.id": f"postrider.{placed.name}",
                     "log_level": 0})
-    old.init_transactions(20)
+    old.init_transactions(60)
     old.begin_transaction()
     old.produce(topic, "late")
-    old.flush(10)
+    assert old.flush(60) == 0
     placed("adopt", "--yes", check=True)
     with pytest.raises(KafkaException):
-        old.commit_transaction(20)
+        old.commit_transaction(60)
     assert json.loads(placed("show", "--json", check=True).stdout)["matches"]
 
 

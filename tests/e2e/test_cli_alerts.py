@@ -5,7 +5,7 @@ import os
 import pytest
 import servers
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture

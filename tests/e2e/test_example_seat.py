@@ -8,7 +8,7 @@ import servers
 from inbox import inbox  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 EXAMPLE = os.path.join(servers.ROOT, "docs", "examples", "handlers", "seat.sql")
 
 
@@ -37,10 +37,11 @@ def test_a_message_at_a_time(seats):
     put(seats, "9", "SeatRequested", seat_id=9, reservation_id=str(uuid.uuid4()))
     put(seats, "no", "SeatRequested", seat_id="no", reservation_id="no")
     dead = "SELECT code FROM inbox.dead_letter ORDER BY code"
-    wait_until(lambda: seats.db.query(dead) == [("22P02",), ("23503",)], 30, "both dead letters")
+    wait_until(lambda: seats.db.query(dead) == [("22P02",), ("23503",)], 60, "both dead letters")
     wait_until(lambda: seats.db.query("SELECT seat_id, reservation_id::text, changes FROM seat.seat ORDER BY 1")
-               == [(7, ann, 1), (8, None, 2)], 30, "the seats")
-    assert seats.db.query("SELECT reservation_id::text, seat_id, reason FROM seat.refusal") == [(bob, 7, "taken")]
+               == [(7, ann, 1), (8, None, 2)], 60, "the seats")
+    wait_until(lambda: seats.db.query("SELECT reservation_id::text, seat_id, reason FROM seat.refusal") == [(bob, 7, "taken")],
+               60, "the refusal")  # a key's lane may be behind the other's
 
 
 def test_a_batch_at_a_time(seats):
@@ -48,4 +49,4 @@ def test_a_batch_at_a_time(seats):
         put(seats, str(n % 3), "SeatSold", show_id=n % 3)
     seats.consumer({"kind": "sql", "function": "seat.on_events"}).start()
     wait_until(lambda: seats.db.query("SELECT show_id, seats FROM seat.sold ORDER BY 1") == [(0, 20), (1, 20), (2, 20)],
-               30, "each sale once")
+               60, "each sale once")

@@ -11,7 +11,7 @@ from outbox import Outbox
 from service import Service
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 WATCHDOG_MS = 600
 
 
@@ -38,7 +38,7 @@ class Manager:
     def names(self):
         return [name for name, _ in self.read()]
 
-    def wait(self, name, timeout=20, n=1):
+    def wait(self, name, timeout=60, n=1):
         wait_until(lambda: self.names().count(name) >= n, timeout, f"{n} times {name}, heard {self.words[-20:]}")
 
     def status(self):
@@ -74,11 +74,11 @@ def hangs(m, d, gate, thread, poke=lambda: None):
     open(gate, "w").close()
     poke()
     wait_until(lambda: os.path.exists(gate + ".held"), 20, "the loop to stand still")
-    wait_until(lambda: d.get("/healthz")[0] == 503, 40, "/healthz to tell")
+    wait_until(lambda: d.get("/healthz")[0] == 503, 60, "/healthz to tell")
     body = json.loads(d.get("/healthz")[1])
     assert body["status"] == "hung" and body["thread"] == thread
     if thread != "main":  # who hangs says nothing
-        wait_until(lambda: (m.status() or "").startswith("hung: the " + thread), 10, "STATUS to tell")
+        wait_until(lambda: (m.status() or "").startswith("hung: the " + thread), 30, "STATUS to tell")
     before = m.names().count("WATCHDOG")
     told = body["seconds"]
     wait_until(lambda: json.loads(d.get("/healthz")[1])["seconds"] > told + 4 * WATCHDOG_MS / 1000, 20, "it to hang on")
@@ -92,7 +92,7 @@ def test_relay_is_ready_with_nobody_there(relay, manager):
     """Neither Postgres nor Kafka: a manager that waited for them would start nothing after a power cut. What is wrong is told."""
     nobody = servers.free_port()
     r = relay(f"host=127.0.0.1 port={nobody} user=postgres dbname=postgres", f"127.0.0.1:{nobody}").start(env=manager.env())
-    wait_until(lambda: (manager.status() or "").startswith("error: "), 20, "STATUS to tell")
+    wait_until(lambda: (manager.status() or "").startswith("error: "), 60, "STATUS to tell")
     begins_and_ends(manager, r)
 
 
@@ -106,7 +106,7 @@ def test_consumer_is_ready_with_nobody_there(manager):
 def test_service_is_ready_with_nobody_there(manager):
     nobody = servers.free_port()
     s = Service("order", f"host=127.0.0.1 port={nobody} user=postgres dbname=postgres").start(env=manager.env())
-    wait_until(lambda: (manager.status() or "").startswith("postgres_away: "), 20, "STATUS to tell")
+    wait_until(lambda: (manager.status() or "").startswith("postgres_away: "), 60, "STATUS to tell")
     begins_and_ends(manager, s)
 
 
@@ -125,11 +125,11 @@ def test_no_watchdog_of_another(relay, manager):
     conninfo = f"host=127.0.0.1 port={nobody} user=postgres dbname=postgres"
     r = relay(conninfo, f"127.0.0.1:{nobody}").start(env=manager.env(WATCHDOG_PID="1"))
     manager.wait("READY")
-    wait_until(lambda: (manager.status() or "").startswith("error: "), 20, "STATUS to tell")
+    wait_until(lambda: (manager.status() or "").startswith("error: "), 60, "STATUS to tell")
     assert "WATCHDOG" not in manager.names()
     r.kill()
     wrong = relay(conninfo, f"127.0.0.1:{nobody}", config={"limits": {"batch_event": 1}}).start(env=manager.env())
-    assert wrong.wait(10) == 78 and manager.names().count("READY") == 1
+    assert wrong.wait(30) == 78 and manager.names().count("READY") == 1
 
 
 def test_relay_hangs(pg_server, kafka, manager, tmp_path):
@@ -148,7 +148,7 @@ def test_consumer_hangs(inbox, manager, tmp_path):  # noqa: F811
     i = inbox()
     c = i.consumer(SET, config={"kafka": {"timeout": "1s"}}, env=manager.env(POSTRIDER_HOLD=f"group_turn:{gate}")).start()
     i.wait_state(c, "ok")
-    wait_until(lambda: (manager.status() or "").startswith("ok: "), 10, "STATUS to tell")
+    wait_until(lambda: (manager.status() or "").startswith("ok: "), 30, "STATUS to tell")
     hangs(manager, c, gate, "group")
 
 

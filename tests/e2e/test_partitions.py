@@ -1,5 +1,6 @@
 """tests/e2e/test_partitions.py -- ranges of outbox.event made ahead and dropped behind, while writers write
-and readers read. The one promise to an application: no insert ever waits more than 100 ms for it.
+and readers read. The one promise to an application: no insert ever waits more than 100 ms for it. A busy
+machine adds to that; what would be wrong waits as long as somebody reads, or until a lock timeout of a second.
 
 Needs Postgres only.
 """
@@ -13,7 +14,7 @@ import pytest
 from wait import wait_until
 
 INSERT = "INSERT INTO outbox.event (aggregatetype, aggregateid, type, payload) VALUES ('order', '1', 'T', '{}')"
-LIMIT = 0.1  # seconds that an insert may wait
+LIMIT = 0.4  # seconds that an insert may wait, with what a busy machine adds
 
 
 class Writer:
@@ -52,7 +53,7 @@ class Writer:
 
 class Watch:
     """A writer of the outbox, and one of another table that shares the machine's hiccups with it; and
-    the server's own word on who waited for a lock (log_lock_waits after 100 ms)."""
+    the server's own word on who waited for a lock (log_lock_waits after LIMIT)."""
 
     def __init__(self, db):
         self.db = db
@@ -214,11 +215,18 @@ def test_making_never_stops_writers_nor_readers(quick_db):
     w.check()
 
 
+def test_locks_are_tried_for_half_of_what_an_insert_may_wait(db):
+    """What the tests of waiting cannot tell on a busy machine."""
+    for f in ("make_partitions", "drop_partition"):
+        assert db.query("SELECT 'lock_timeout=50ms' = ANY (proconfig) FROM pg_proc WHERE pronamespace = 'outbox'::regnamespace "
+                        "AND proname = %s", (f,)) == [(True,)]
+
+
 def test_the_watch_sees_a_stopped_writer(quick_db):
     """Proof that the two tests of waiting can fail: the statement we do not use, behind a reader."""
     with Watch(quick_db) as w:
         with reader(quick_db), contextlib.closing(quick_db.connect()) as c, c.cursor() as cur:
-            cur.execute("SET lock_timeout = '500ms'")
+            cur.execute("SET lock_timeout = '1s'")
             with pytest.raises(psycopg2.errors.LockNotAvailable):
                 cur.execute("CREATE TABLE outbox.slow PARTITION OF outbox.event FOR VALUES FROM (900000001) TO (900000002)")
     assert any("RowExclusiveLock" in line for line in w.lock_waits())
@@ -325,7 +333,7 @@ def test_dropping_never_stops_writers(quick_db, reads):
         with reader(db, reads):
             # Old enough to be known as one that outlasts the lock timeout.
             wait_until(lambda: db.one("SELECT bool_or(clock_timestamp() - xact_start > interval '60 ms') FROM pg_stat_activity "
-                                      "WHERE state = 'idle in transaction'"), 10, "the reader to age")
+                                      "WHERE state = 'idle in transaction'"), 30, "the reader to age")
             for _ in range(20):
                 with pytest.raises(psycopg2.errors.LockNotAvailable):
                     drop(db, "event_1", covered, low=500)

@@ -47,7 +47,7 @@ def test_kill_backend_finds_its_victim_only(empty_db):
     other = empty_db.connect(application_name="other")
     assert empty_db.pg.kill_backend("application_name = 'victim'") == [victim.get_backend_pid()]
     with pytest.raises(psycopg2.Error), victim.cursor() as cur:
-        wait_until(lambda: cur.execute("SELECT 1"), 5)
+        wait_until(lambda: cur.execute("SELECT 1"), 30)
     with other.cursor() as cur:
         cur.execute("SELECT 1")
 
@@ -56,7 +56,7 @@ def _produce(kafka, topic, n, **conf):
     p = Producer({"bootstrap.servers": kafka.bootstrap, "log_level": 0, **conf})
     for i in range(n):
         p.produce(topic, str(i).encode(), b"k")
-    assert p.flush(20) == 0
+    assert p.flush(60) == 0
 
 
 def _read(kafka, topic):
@@ -64,7 +64,7 @@ def _read(kafka, topic):
     c.assign([TopicPartition(topic, 0, 0)])
     end = kafka.end_offsets(topic)[0]
     got = []
-    wait_until(lambda: got.extend(c.consume(100, 0.2)) or len(got) >= end, 20)
+    wait_until(lambda: got.extend(c.consume(100, 0.2)) or len(got) >= end, 60)
     c.close()
     return [int(m.value()) for m in got]
 
@@ -106,7 +106,7 @@ def test_topics_are_not_made_by_accident(kafka, topic):
                   "topic.metadata.propagation.max.ms": 100})
     failed = []
     p.produce(topic, b"x", on_delivery=lambda e, m: failed.append(e))
-    wait_until(lambda: p.poll(0.05) is not None and failed, 10)
+    wait_until(lambda: p.poll(0.05) is not None and failed, 60)
     assert failed[0] is not None
     assert topic not in kafka.topics()
 
@@ -131,7 +131,7 @@ def test_servers_die_with_the_process_that_started_them():
     child.wait()
     child.stdout.close()
     wait_until(lambda: not os.path.exists(f"/proc/{pid}") or open(f"/proc/{pid}/stat").read().split()[2] == "Z",
-               20, "the postmaster to end")
+               60, "the postmaster to end", ignore=(OSError,))  # it may go between the look and the reading
 
 
 # ---------------------------------------------------------------- lint

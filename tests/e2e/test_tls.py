@@ -91,7 +91,7 @@ def world():
     w.close()
 
 
-def tells(daemon, state, sentence, hint, timeout=20):
+def tells(daemon, state, sentence, hint, timeout=60):
     """Waits for the state with those words, in /readyz, /status.json and, once, in the log."""
     def said():
         a = daemon.status()
@@ -139,7 +139,7 @@ def test_all_of_it(world):
                                     None, f"ssl.certificate.location={crt}", f"ssl.key.location={key}")}})
     world.made.append(consumer)
     consumer.start().wait_ready()
-    wait_until(lambda: db.query("SELECT type FROM public.effect") == [("1",), ("2",), ("3",)], 20, "the effect")
+    wait_until(lambda: db.query("SELECT type FROM public.effect") == [("1",), ("2",), ("3",)], 60, "the effect")
     users = db.query("SELECT DISTINCT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'app'")
     assert users == [(True,)]
     shown = json.loads(servers.Cli().run("position", "show", "-c", relay.file, "--json", check=True).stdout)
@@ -172,7 +172,7 @@ def test_kafka_refuses_the_relay(world, trouble, delivery):
     relay.rewrite(quick)
     relay.start()
     world.publish(db, 3)
-    tells(relay, "error", sentence, hint, 10)
+    tells(relay, "error", sentence, hint)
     keeps_silent(relay)
     told = [line for line in relay.log_text().splitlines() if sentence in line]
     assert len(told) == 1 and (hint in told[0] or trouble == "plain"), told
@@ -214,7 +214,8 @@ def test_a_certificate_expires_under_the_relay(world):
     try:
         tls.certify(world.pg, *world.ca.issue("past", days=-1))
         world.pg.reload()
-        wait_until(lambda: world.pg.kill_backend("usename = 'app'") and relay.status()["state"] == "error", 20,
+        # Those that are let in while the server still has the old one, too; then there is none to cut.
+        wait_until(lambda: (world.pg.kill_backend("usename = 'app'"), relay.status()["state"] == "error")[1], 60,
                    "the relay to notice")
         world.publish(db, 3)
         tells(relay, "error", "certificate verify failed", "has expired")
@@ -243,7 +244,7 @@ def test_kafka_refuses_the_consumer(world, trouble):
     assert consumer.terminate() == 0
     consumer.rewrite({"kafka": {"brokers": world.kafka.at("GOOD"), "properties": world.ssl()}})
     consumer.start().wait_ready()
-    wait_until(lambda: db.query("SELECT type FROM public.effect") == [("1",), ("2",), ("3",)], 20, "the effect")
+    wait_until(lambda: db.query("SELECT type FROM public.effect") == [("1",), ("2",), ("3",)], 60, "the effect")
     relay.kill()
     consumer.kill()
 
@@ -277,7 +278,7 @@ def test_scram(world):
         relay.kill()
     before = len(relay.log_text()) if newer else 0
     relay.start()
-    wait_until(lambda: "librdkafka=" in relay.log_text()[before:], 10, "the relay's first line")
+    wait_until(lambda: "librdkafka=" in relay.log_text()[before:], 60, "the relay's first line")
     if "librdkafka=2.0.2" in relay.log_text()[before:]:
         tells(relay, "error", "refuses the login", "librdkafka 2.0.2 cannot log in by SCRAM at Kafka 4")
         keeps_silent(relay)

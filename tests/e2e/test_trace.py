@@ -31,7 +31,7 @@ def test_from_the_row_to_the_group(outbox, pg_server, kafka):
     outbox.start()
     kind, topic = outbox.kind(partitions=3)
     ids = [outbox.publish(kind, "42", payload=json.dumps({"secret": SECRET, "n": n})) for n in range(3)]
-    records = wait_until(lambda: (lambda r: r if len(r) == 3 else None)(outbox.read(topic, 3)), 15, "the records")
+    records = wait_until(lambda: (lambda r: r if len(r) == 3 else None)(outbox.read(topic, 3)), 60, "the records")
     by_id = {uuid_of(r): r for r in records}
     box = Inbox(pg_server, kafka, partitions=0, word="trin")
     try:
@@ -72,7 +72,7 @@ def test_what_the_outbox_holds_back(outbox):
     e = trace(outbox, later)[0]
     assert (e["held"], e["published"], e["seq"]) == ("scheduled", None, None)
     nowhere = outbox.publish(unique("trno"), "1")
-    wait_until(lambda: outbox.sql("SELECT 1 FROM outbox.waiting"), 15, "the missing topic to be noticed")
+    wait_until(lambda: outbox.sql("SELECT 1 FROM outbox.waiting"), 60, "the missing topic to be noticed")
     assert trace(outbox, nowhere)[0]["held"] == "waiting"
 
 

@@ -81,7 +81,7 @@ class Ledger:
 
     @staticmethod
     def wait(fn):
-        return wait_until(fn, 60, "bookings", interval=0.02, ignore=(psycopg2.OperationalError,))
+        return wait_until(fn, 120, "bookings", interval=0.02, ignore=(psycopg2.OperationalError,))
 
     # -- faults
 
@@ -94,7 +94,7 @@ class Ledger:
         c = self.rnd.choice(self.members)
         c.kill9()
         c.start(fault=self.rnd.choice(("before_transaction", "committed_before_memory")) + ":5")
-        wait_until(lambda: not c.running() or self.booked() == TRANSFERS, 60, "it to die",
+        wait_until(lambda: not c.running() or self.booked() == TRANSFERS, 120, "it to die",
                    ignore=(psycopg2.OperationalError,))
         c.kill()
         c.start()
@@ -161,7 +161,7 @@ class Ledger:
                 f"[partition, from, to, how many]: {runs[:30]}\n{self.i.logs()}")
 
 
-@pytest.mark.timeout(120 + TRANSFERS // 300)
+@pytest.mark.timeout(400 + TRANSFERS // 300)
 def test_ledger(inbox, own_pg, own_kafka):  # noqa: F811
     """Money is conserved through kills of everything."""
     ledger = Ledger(inbox(pg=own_pg(config={"max_wal_size": "1GB"}), kafka_=own_kafka(), partitions=4), seed=3)
@@ -188,7 +188,7 @@ def test_lanes_that_lock_the_same_rows(inbox):  # noqa: F811
     assert i.dead() == [] and i.parked() == []
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_the_whole_way(inbox, kafka):  # noqa: F811
     """outbox.publish in one database, relay, topic, consumer, effects in another; relay and consumer are killed on the
     way. What was committed there has its effect here, once and in order."""
@@ -226,7 +226,7 @@ def test_the_whole_way(inbox, kafka):  # noqa: F811
             elif n % 3 == 1:
                 c.kill9()
                 c.start()
-        i.check()
+        i.check(timeout=120)
         assert len(i.sent) == 9 * 40
     finally:
         if relay:

@@ -11,7 +11,7 @@ from inbox import ROW, SET, exec_handler, inbox  # noqa: F401
 from test_consumer_poison import request
 from wait import stays, wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 FAST = {"backoff": "50ms", "backoff_max": "100ms"}
 
@@ -20,7 +20,7 @@ def tries(i):
     return i.one("SELECT last_value FROM app.tries")
 
 
-def wait_tries(i, n, timeout=15):
+def wait_tries(i, n, timeout=60):
     wait_until(lambda: tries(i) >= n, timeout, f"{n} tries")
 
 
@@ -38,7 +38,7 @@ def test_a_try_that_ended_is_no_crash(inbox, policy):  # noqa: F811
         c.start()
         wait_tries(i, 8 * (n + 1))
         assert i.parked() == [], f"parked at start {n}"
-        c.stop()
+        assert c.terminate() == 0  # a kill in the middle of a try would be counted
     i.cure()
     c.start()
     i.check()
@@ -116,9 +116,9 @@ def test_only_the_handler_closes_the_breaker(inbox):  # noqa: F811
             i.put(f"x{k}", "{}", [("type", "Other")])
         i.flush()
         return json.loads(c.get("/status.json")[1])["breaker"]["failures"] >= 5
-    wait_until(failures, 20, "the fifth probe to fail")
+    wait_until(failures, 30, "the fifth probe to fail")
     i.cure()
-    i.wait_count(1)
+    i.wait_count(1, 60)  # the next probe may be a while off
     i.wait_state(c, "ok")
 
 
@@ -138,7 +138,7 @@ def test_an_undo_that_fails(inbox, more):  # noqa: F811
     i.consumer({**ROW, "undo_function": "app.undo"}, more).start()
     i.check(without=i.keys["k1"])
     assert len(i.parked()) == 10
-    wait_until(lambda: i.parked("reason")[0][0].startswith("its undo failed: no way back"), 15, "the reason")
+    wait_until(lambda: i.parked("reason")[0][0].startswith("its undo failed: no way back"), 60, "the reason")
     assert tries(i) < 20
     i.db.psql("DROP TABLE app.closed")
     request(i, "k1")
@@ -244,8 +244,8 @@ def test_what_waits_behind_a_key_goes_many_at_a_time(inbox):  # noqa: F811
     i.cure()
     with i.stream(rate=1000, keys=5):
         request(i, "k0")
-        wait_until(lambda: not i.parked(), 20, "the key to catch up")
-    i.check()
+        wait_until(lambda: not i.parked(), 60, "the key to catch up")
+    i.check(timeout=60)
     assert i.one("SELECT count(DISTINCT xmin::text) FROM app.effect WHERE key = 'k0' AND seq <= 2000") < 100
 
 
@@ -318,10 +318,10 @@ def test_a_skip_during_a_try_is_not_lost(inbox, when):  # noqa: F811
     # Both are due at once; the one of k0 goes first.
     i.db.query("UPDATE inbox.parked SET due_at = now() - interval '1 s' * (2 - message_offset) WHERE due_at IS NOT NULL")
     wait_until(lambda: i.one("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND application_name LIKE %s",
-                             (f"%{i.group} lane%",)), 10, "the try to be under way")
+                             (f"%{i.group} lane%",)), 30, "the try to be under way")
     skipped = "k0" if when == "while it runs" else "k1"
     assert request(i, skipped, "skip") == 1
-    wait_until(lambda: i.dead("key, state") == [(skipped, "dropped")], 15, "the skip")
+    wait_until(lambda: i.dead("key, state") == [(skipped, "dropped")], 60, "the skip")
     i.wait_count(1, where=f"key = '{skipped}'")
 
 
@@ -348,19 +348,21 @@ def test_a_member_that_waits_for_the_group_is_not_green(inbox):  # noqa: F811
     """Story: a rebalance has begun, and another member does not answer. Until Kafka gives up on it nobody reads
     anything, and nobody says that all is well because it has no partitions."""
     i = inbox(partitions=2)
-    a, b = (i.consumer().start().wait_ready() for _ in range(2))
-    wait_until(lambda: json.loads(a.get("/status.json")[1])["assigned_partitions"] == 1, 10, "one each")
+    # So long that a third one has come before the group gives up on the second, however slowly it starts.
+    patient = {"kafka": {"properties": ["session.timeout.ms=20000"]}}
+    a, b = (i.consumer(config=patient).start().wait_ready() for _ in range(2))
+    wait_until(lambda: json.loads(a.get("/status.json")[1])["assigned_partitions"] == 1, 60, "one each")
     b.signal(signal.SIGSTOP)
     try:
         i.member().start()
-        wait_until(lambda: json.loads(a.get("/status.json")[1])["assigned_partitions"] == 0, 10, "the rebalance")
+        wait_until(lambda: json.loads(a.get("/status.json")[1])["assigned_partitions"] == 0, 60, "the rebalance")
         states = []
 
         def gone_on():
             status = json.loads(a.get("/status.json")[1])
             states.append((status["assigned_partitions"], i.state(a)))
             return states[-1][0] > 0
-        wait_until(gone_on, 30, "the rebalance to end")
+        wait_until(gone_on, 120, "the rebalance to end")
         assert not [s for s in states[:-2] if s == (0, "ok")], states
     finally:
         b.signal(signal.SIGCONT)
@@ -377,11 +379,11 @@ def test_large_parked_events_are_fetched_a_few_at_a_time(inbox):  # noqa: F811
     for n in range(80):
         i.event(f"k{n}", {"pad": "x" * 950_000})
     i.flush()
-    i.wait_parked(80, 30)
+    i.wait_parked(80, 60)
     i.cure()
     i.db.query("UPDATE inbox.parked SET due_at = now()")
     i.db.query("SELECT inbox.request(%s)", (i.group,))
-    i.check(timeout=30)
+    i.check(timeout=60)
     i.wait_parked(0)
     assert c.peak_rss_kb() < 96 << 10
 
@@ -397,8 +399,7 @@ def test_a_function_that_is_away_for_a_moment(inbox):  # noqa: F811
     i.check()
     i.db.psql("ALTER FUNCTION app.on_event RENAME TO old_event")
     i.one("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE %s", (f"%{i.group} lane%",))
-    wait_until(lambda: "app.on_event" in json.loads(c.get("/readyz")[1])["sentence"], 10, "word of it")
-    assert i.state(c) == "error"
+    wait_until(lambda: (a := json.loads(c.get("/readyz")[1]))["state"] == "error" and "app.on_event" in a["sentence"], 60, "word of it")
     i.send(10)
     i.db.psql("ALTER FUNCTION app.old_event RENAME TO on_event")
     i.check()
@@ -434,7 +435,7 @@ def test_records_from_the_future_grow_old_too(inbox):  # noqa: F811
     for n in range(3):
         i.event(f"k{2 - n}", timestamp=int((time.time() + 1800) * 1000))
         i.flush()
-    wait_until(lambda: (json.loads(c.get("/readyz")[1])["lag_seconds"] or 0) > 2, 10, "some lag")
+    wait_until(lambda: (json.loads(c.get("/readyz")[1])["lag_seconds"] or 0) > 2, 60, "some lag")
     i.cure()
     i.check()
-    wait_until(lambda: json.loads(c.get("/readyz")[1])["lag_seconds"] == 0, 10, "no lag")
+    wait_until(lambda: json.loads(c.get("/readyz")[1])["lag_seconds"] == 0, 60, "no lag")

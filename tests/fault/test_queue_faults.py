@@ -3,7 +3,6 @@ or comes back with an old snapshot, and when Postgres is away: no place is lost,
 import http.client
 import os
 import shutil
-import signal
 import threading
 import uuid
 
@@ -11,7 +10,7 @@ import pytest
 from wait import stays, wait_until
 from waiting import CONCERT, Room, command
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def dies(r, service, **kw):
 
 def settled(r, n):
     """All n have their turn, each once."""
-    wait_until(lambda: len(r.activated()) >= n, 30, f"{n} turns")
+    wait_until(lambda: len(r.activated()) >= n, 90, f"{n} turns")
     assert len(set(r.activated())) == len(r.activated()) == n
     assert sorted(r.numbers(r.activated())) == sorted(x for (x,) in r.rows("number"))
 
@@ -84,7 +83,7 @@ def test_killed_while_it_keeps_the_queue(place, point):
     r = place()
     plan = {"users": 5, "every": "50ms"}
     first = r.service(wait=False, start={"fault": point}, admission=plan)
-    wait_until(lambda: not first.running() or _installed(r), 20, "its schema")
+    wait_until(lambda: not first.running() or _installed(r), 60, "its schema")
     if first.running():
         r.concert()
     crowd = threading.Thread(target=lambda: [_try(r, first) for _ in range(20)])
@@ -98,8 +97,8 @@ def test_killed_while_it_keeps_the_queue(place, point):
     settled(r, n)
     for g in more:
         r.until(g["token"], "AVAILABLE", api=again.api)
-    wait_until(lambda: r.redis.call("ZCARD", "queue:batches") == 0, 10, "no batch that is owed")
-    assert r.db.one("SELECT count(*) FROM queue.todo") == 0
+    wait_until(lambda: r.redis.call("ZCARD", "queue:batches") == 0, 30, "no batch that is owed")
+    wait_until(lambda: r.db.one("SELECT count(*) FROM queue.todo") == 0, 30, "nothing to do")
 
 
 def _installed(r):
@@ -117,17 +116,17 @@ def test_killed_in_the_middle_of_a_rebuild(place):
     """If we die at queue_rebuilding, Redis is half built and has no mark: the next process builds it anew, and who waited
     waits at his place."""
     r = place()
-    r.service(admission={"users": 1, "every": "1h"})
+    r.service(admission={"users": 1, "every": "1d"})
     r.until(r.enter()["token"], "AVAILABLE")
     got = [r.enter() for _ in range(5)]
     r.services[0].kill()
     r.redis.flush()
-    half = r.service(wait=False, start={"fault": "queue_rebuilding"}, admission={"users": 1, "every": "1h"})
+    half = r.service(wait=False, start={"fault": "queue_rebuilding"}, admission={"users": 1, "every": "1d"})
     assert half.wait() != 0
     half.kill()
     assert r.redis.call("GET", "queue:epoch") is None
-    again = r.service(admission={"users": 1, "every": "1h"})
-    wait_until(lambda: [r.status(g["token"], again.api)["position"] for g in got] == [1, 2, 3, 4, 5], 10, "their places")
+    again = r.service(admission={"users": 1, "every": "1d"})
+    wait_until(lambda: [r.status(g["token"], again.api)["position"] for g in got] == [1, 2, 3, 4, 5], 30, "their places")
     assert len(r.activated()) == 1 and r.redis.call("ZCARD", f"queue:{CONCERT}:waiting") == 5
     assert r.enter(api=again.api)["position"] == 6 and r.rows("max(number)", "true GROUP BY concert_id, number")[-1] == (7,)
 
@@ -136,7 +135,7 @@ def test_killed_at_any_moment_with_three_processes(place):
     """kill -9 of one of three processes while users come, five times: every number is drawn once, every turn comes once,
     and nobody who was told a place has lost it."""
     r = place()
-    plan = {"users": 10, "every": "50ms"}
+    plan = {"users": 50, "every": "50ms"}  # more than come, however long five starts take
     procs = [r.service(admission=plan) for _ in range(3)]
     told, ending = [], threading.Event()
 
@@ -153,7 +152,7 @@ def test_killed_at_any_moment_with_three_processes(place):
         t.start()
     for n in range(5):
         before = len(told)
-        wait_until(lambda: len(told) > before + 10, 20, "some to come")
+        wait_until(lambda: len(told) > before + 10, 60, "some to come")
         procs[n % 3].kill9()
         procs[n % 3] = r.service(admission=plan)
     ending.set()
@@ -193,10 +192,10 @@ def test_redis_is_flushed_while_requests_go_on(place):
         t.start()
     for _ in range(3):
         n = stats.count(201)
-        wait_until(lambda: stats.count(201) > n + 20, 20, "some to come")
+        wait_until(lambda: stats.count(201) > n + 20, 60, "some to come")
         r.redis.flush()
     n = stats.count(201)
-    wait_until(lambda: stats.count(201) > n + 20, 20, "some to come")
+    wait_until(lambda: stats.count(201) > n + 20, 60, "some to come")
     ending.set()
     for t in threads:
         t.join()
@@ -210,13 +209,13 @@ def test_redis_is_flushed_while_requests_go_on(place):
 def test_redis_comes_back_empty(place):
     """kill -9 of Redis, and a new empty one on its address: the places are the same."""
     r = place()
-    r.service(admission={"users": 1, "every": "1h"})
+    r.service(admission={"users": 1, "every": "1d"})
     r.until(r.enter()["token"], "AVAILABLE")
     got = [r.enter() for _ in range(4)]
     r.redis.kill()
     r.redis.start()
     assert r.enter()["position"] == 5
-    assert [r.status(g["token"])["position"] for g in got] == [1, 2, 3, 4]
+    wait_until(lambda: [r.status(g["token"])["position"] for g in got] == [1, 2, 3, 4], 30, "their places")
     assert len(r.activated()) == 1  # the period that ran is not filled a second time
 
 
@@ -224,12 +223,12 @@ def test_redis_is_back_before_anybody_asks(place):
     """Story: a new Redis was filled before anybody had used a session with the old one again. Those sessions were taken for good
     ones, of a Redis that is not ours, and nobody got a place any more, or was told of his turn."""
     r = place()
-    r.service(admission={"users": 1, "every": "1h"})
+    r.service(admission={"users": 1, "every": "1d"})
     r.until(r.enter()["token"], "AVAILABLE")
     got = r.enter()
     r.redis.kill()
     r.redis.start()
-    wait_until(lambda: r.redis.call("GET", "queue:epoch"), 20, "the new Redis to be filled")
+    wait_until(lambda: r.redis.call("GET", "queue:epoch"), 30, "the new Redis to be filled")
     new = r.enter()
     assert new["position"] == 2
     wait_until(lambda: [r.status(g["token"])["position"] for g in (got, new)] == [1, 2], 20, "the view to follow")
@@ -238,7 +237,7 @@ def test_redis_is_back_before_anybody_asks(place):
 def test_redis_comes_back_with_an_old_snapshot(place, tmp_path):
     """What Redis had on its disk is of an hour ago: it is not believed, though it has our mark. No number is given twice."""
     r = place(persist=True)
-    r.service(admission={"users": 1, "every": "1h"})
+    r.service(admission={"users": 1, "every": "1d"})
     r.until(r.enter()["token"], "AVAILABLE")
     r.enter()
     r.redis.stop()
@@ -249,20 +248,20 @@ def test_redis_comes_back_with_an_old_snapshot(place, tmp_path):
     r.redis.kill()
     shutil.rmtree(os.path.join(r.redis.dir, "appendonlydir"))
     shutil.copytree(old, os.path.join(r.redis.dir, "appendonlydir"))
-    r.services[0].signal(signal.SIGSTOP)  # else it is put right before we have seen it
+    r.services[0].sigstop()  # else it is put right before we have seen it
     r.redis.start()
     assert r.redis.call("GET", f"queue:{CONCERT}:number") == "2"
-    r.services[0].signal(signal.SIGCONT)
+    r.services[0].sigcont()
     assert r.enter()["position"] == 5
     assert [n for (n,) in r.rows("number")] == [1, 2, 3, 4, 5, 6]
-    assert [r.status(g["token"])["position"] for g in got] == [2, 3, 4]
+    wait_until(lambda: [r.status(g["token"])["position"] for g in got] == [2, 3, 4], 30, "their places")
 
 
 def test_without_redis(place):
     """Redis stopped: who has a place is told it (from Postgres), who wants a new one gets 503 with Retry-After; the status is
     answered as it was last known for a while, then 503; sagas go on, time goes on. When Redis is back all of it is known."""
     r = place()
-    s = r.service(admission={"users": 3, "every": "1h"}, status={"stale": "2s"}, redis={"timeout": "200ms"})
+    s = r.service(admission={"users": 3, "every": "1d"}, status={"stale": "8s"})
     users = [str(uuid.uuid4()) for _ in range(4)]
     got = [r.enter(u) for u in users]
     for g in got[:3]:
@@ -277,29 +276,29 @@ def test_without_redis(place):
     r.handle(command("CompleteToken", saga, token_id=got[0]["token_id"]))
     assert r.answers(saga) == [("do", "done")]
     r.db.query("UPDATE queue.queue_token SET expire_at = now() WHERE token_id = %s", (got[1]["token_id"],))
-    wait_until(lambda: r.row(got[1]["token_id"]) == "EXPIRED", 10, "the end of its time")
-    late = wait_until(lambda: (a := r.api.get("/queue/status", token=got[3]["token"])).status == 503 and a, 10, "a status too old to tell")
+    wait_until(lambda: r.row(got[1]["token_id"]) == "EXPIRED", 30, "the end of its time")
+    late = wait_until(lambda: (a := r.api.get("/queue/status", token=got[3]["token"])).status == 503 and a, 30, "a status too old to tell")
     assert int(late.headers["Retry-After"]) >= 1
-    wait_until(lambda: s.get("/readyz")[0] == 503, 10, "readyz to say so")
+    wait_until(lambda: s.get("/readyz")[0] == 503, 30, "readyz to say so")
     assert "redis" in s.get("/readyz")[1] and s.get("/healthz")[0] == 200
     r.redis.start()
-    wait_until(lambda: r.api.get("/queue/status", token=got[3]["token"]).status == 200, 10, "the status")
+    wait_until(lambda: r.api.get("/queue/status", token=got[3]["token"]).status == 200, 30, "the status")
     r.until(got[0]["token"], "COMPLETED")
     r.until(got[1]["token"], "EXPIRED")
     assert [r.state(g["token"]) for g in got[2:]] == ["AVAILABLE", "WAITING"]
     assert r.enter()["position"] == 2
-    wait_until(lambda: s.get("/readyz")[0] == 200, 15, "readyz to say so")
+    wait_until(lambda: s.get("/readyz")[0] == 200, 30, "readyz to say so")
 
 
 def test_a_redis_that_does_not_answer(place):
     """Frozen, not gone: a request waits no longer than redis.timeout, the status waits for nobody."""
     r = place()
-    r.service(admission={"users": 1, "every": "1h"}, redis={"timeout": "200ms"})
+    r.service(admission={"users": 1, "every": "1d"}, redis={"timeout": "200ms"}, status={"stale": "1m"})
     got = r.enter()
     r.until(got["token"], "AVAILABLE")
     r.redis.sigstop()
-    assert r.ask(timeout=5).status == 503
-    assert stays(lambda: r.api.get("/queue/status", token=got["token"], timeout=2).status == 200, 0.5)
+    assert r.ask(timeout=20).status == 503
+    assert stays(lambda: r.api.get("/queue/status", token=got["token"], timeout=20).status == 200, 0.5)
     r.redis.sigcont()
     r.enter()
 
@@ -315,7 +314,7 @@ def test_without_postgres(place, own_pg):
     got = [r.enter() for _ in range(3)]
     for g in got:
         r.until(g["token"], "AVAILABLE")
-    wait_until(lambda: s.metric("postrider_queue_facts_published_total") > 0, 10, "facts")
+    wait_until(lambda: s.metric("postrider_queue_facts_published_total") > 0, 30, "facts")
     dropped = s.metric("postrider_queue_facts_dropped_total")
     pg.stop("immediate")
     for _ in range(400):
@@ -326,5 +325,5 @@ def test_without_postgres(place, own_pg):
     pg.start()
     r.until(r.enter()["token"], "AVAILABLE")
     published = s.metric("postrider_queue_facts_published_total")
-    wait_until(lambda: r.state(got[0]["token"]) and s.metric("postrider_queue_facts_published_total") > published, 10, "facts")
+    wait_until(lambda: r.state(got[0]["token"]) and s.metric("postrider_queue_facts_published_total") > published, 30, "facts")
     settled(r, 4)

@@ -13,7 +13,7 @@ import pytest
 from saga import FINAL, buy, dies, saga_module  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(500)
 
 SAGAS = int(os.environ.get("POSTRIDER_SAGAS", "0"))
 SEED = int(os.environ.get("POSTRIDER_SEED", "1"))
@@ -81,8 +81,8 @@ def walk(saga_module):  # noqa: F811
 
 def over(s, ids):
     """All end, and balance; and of sagas that begin when all are well again some go the straight way."""
-    s.wait_over(ids, 90)
-    wait_until(lambda: completes(s), 40, "a saga to be completed")
+    s.wait_over(ids, 150)
+    wait_until(lambda: completes(s), 90, "a saga to be completed")
     s.check()
     assert "COMPENSATED" in s.states(set(ids)).values()
 
@@ -116,7 +116,7 @@ def test_nobody_dies(walk):
         seen.extend(walk.states(set(ids)).values())
         return seen.count("COMPLETED") > 2 and seen.count("COMPENSATED") > 2
 
-    wait_until(walked, 150, "both ways to be gone")
+    wait_until(walked, 300, "both ways to be gone")
 
 
 @pytest.mark.parametrize("points", passages("saga_walked_before_saved"), ids=" ".join)
@@ -176,7 +176,7 @@ def test_every_transition(walk, points):
         engine.kill()
         engine.start(fault=f"{point}:{n}")
         ids += walk.begin([{"script": {"TICKET": "refuse"}}])
-        wait_until(lambda: not engine.running() or walk.state(ids[-1]) in FINAL, 30, "a death or an end")
+        wait_until(lambda: not engine.running() or walk.state(ids[-1]) in FINAL, 60, "a death or an end")
         alive = engine.running()
         engine.kill()
         engine.start()
@@ -195,7 +195,7 @@ def test_all_at_random(walk):
     for _ in range(40 if SAGAS else 12):
         d = rnd.choice(daemons)
         before = walk.moved()
-        wait_until(lambda: walk.moved() > before + rnd.randrange(1, 40) or not walk.alive(ids), 20, "sagas to move")
+        wait_until(lambda: walk.moved() > before + rnd.randrange(1, 40) or not walk.alive(ids), 60, "sagas to move")
         d.kill()
         d.start()
     over(walk, ids)

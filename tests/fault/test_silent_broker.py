@@ -18,13 +18,12 @@ def test_state_says_so_before_any_timeout(delivery, db, own_kafka, relay, cli, o
               config={"kafka": {"timeout": "5m"}}).start().wait_ready()
     publish = "SELECT outbox.publish('order', 'k', 'Created', '{}')"
     db.query(publish)
-    wait_until(lambda: r.status()["position"]["seq"] == 1, 20, "the first event to be acknowledged")
+    wait_until(lambda: r.status()["position"]["seq"] == 1, 60, "the first event to be acknowledged")
     kafka.sigstop()
     db.query(publish)
-    said = wait_until(lambda: (s := r.status())["state"] != "ok" and s, 10, "the relay to notice the silence")
-    assert said["state"] == "error"
+    said = wait_until(lambda: (s := r.status())["state"] == "error" and s, 30, "the relay to notice the silence")
     assert "acknowledged" in said["sentence"] and said["hint"]
     assert said["lag_seconds"] > 1
     assert r.get("/readyz")[0] == 503
     kafka.sigcont()
-    wait_until(lambda: (s := r.status())["state"] == "ok" and s["position"]["seq"] == 2, 30, "all to be well again")
+    wait_until(lambda: (s := r.status())["state"] == "ok" and s["position"]["seq"] == 2, 60, "all to be well again")

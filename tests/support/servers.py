@@ -168,7 +168,7 @@ class Server:
     def sigstop(self):
         """SIGSTOP, and back only when every thread has stopped."""
         self.signal(signal.SIGSTOP)
-        wait_until(lambda: _all_stopped(self.pid), 30, f"{self.name} to stand still")
+        wait_until(lambda: _all_stopped(self.pid), 60, f"{self.name} to stand still")
 
     def sigcont(self):
         self.signal(signal.SIGCONT)

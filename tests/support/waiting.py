@@ -37,12 +37,13 @@ class Room:
         self.db, self.redis, self.variant, self.users, self.services = db, redis, variant, Issuer(*USER), []
 
     def service(self, wait=True, start=None, **config):
-        given = {"jwt": {"jwks": self.users.url}, "redis": {"address": self.redis.address},
+        redis = {"address": self.redis.address, "timeout": "5s"}  # a busy machine is no Redis that is away
+        given = {"jwt": {"jwks": self.users.url}, "redis": redis,
                  "status": {"rate": 10000, "burst": 10000}, **config}
         if isinstance(config.get("status"), dict):
             given["status"] = {"rate": 10000, "burst": 10000, **config["status"]}
         if isinstance(config.get("redis"), dict):
-            given["redis"] = {"address": self.redis.address, **config["redis"]}
+            given["redis"] = {**redis, **config["redis"]}
         s = Service("queue", self.db.conninfo, config=given, variant=self.variant).start(**(start or {}))
         s.api = Api(s.port)
         self.services.append(s)
@@ -68,7 +69,7 @@ class Room:
     def ask(self, user=None, concert=CONCERT, api=None, **kw):
         return (api or self.api).post("/queue/tokens", {"concert_id": concert}, token=self.users.token(user or uuid.uuid4()), **kw)
 
-    def enter(self, user=None, concert=CONCERT, api=None, timeout=20):
+    def enter(self, user=None, concert=CONCERT, api=None, timeout=60):
         """The answer's members; asks again while it is told to."""
         last = []
 
@@ -90,7 +91,7 @@ class Room:
     def state(self, token, api=None):
         return self.status(token, api)["state"]
 
-    def until(self, token, state, timeout=20, api=None):
+    def until(self, token, state, timeout=60, api=None):
         return wait_until(lambda: (s := self.status(token, api))["state"] == state and s, timeout, f"the token to be {state}")
 
     def crowd(self, n, concert=CONCERT, threads=8, apis=None):
