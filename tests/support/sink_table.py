@@ -39,7 +39,7 @@ class Table:
             self.put(f"k{k * 7 % keys}".encode(), None if every and k % every == every - 1 else {"n": k})
         self.i.flush()
 
-    def stands(self, timeout=30):
+    def stands(self, timeout=60):
         for topic in self.topics:
             ends = {p: n for p, n in self.i.kafka.end_offsets(topic).items() if n > 0}
             last = []
@@ -63,7 +63,7 @@ class Table:
 
     # ---- what must be there
 
-    def check(self, without=(), timeout=40):
+    def check(self, without=(), timeout=60):
         """Once all of the topics is done: exactly the rows that the mode makes of it; without: (partition, offset) that are not in."""
         self.stands(timeout)
         records = [r for r in self.records() if (r.partition, r.offset) not in set(without)]
