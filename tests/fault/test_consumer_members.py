@@ -324,7 +324,7 @@ def test_sigterm_under_load(inbox):  # noqa: F811
         for _ in range(4):
             c.start()
             i.flows(150)
-            assert c.terminate(15) == 0
+            assert c.terminate(30) == 0
     c.start()
     i.check()
 
