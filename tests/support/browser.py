@@ -155,7 +155,8 @@ class Page:
         """Until the expression is true in the page; gives its value, true for an element."""
         condition = f"(v => v instanceof Node ? true : v)({condition})"
         try:
-            return wait_until(lambda: self.js(condition), timeout, what or condition, interval=0.02)
+            # While it goes from one page to the next there is nothing that could be asked.
+            return wait_until(lambda: self.js(condition), timeout, what or condition, interval=0.02, ignore=(Broken,))
         except AssertionError as e:
             raise AssertionError(f"{e}\nthe page says: {self.js('document.body.innerText')[:1500]}\n{self.wrong}") from None
 

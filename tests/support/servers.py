@@ -290,7 +290,7 @@ class Postgres(Server):
                 os.rename(path + ".half", path)
         return path
 
-    def start(self, timeout=30):
+    def start(self, timeout=60):
         argv = [os.path.join(self.bindir, "postgres"), "-D", self.data, "-p", str(self.port)]
         for k, v in self.config.items():
             argv += ["-c", f"{k}={v}"]
@@ -335,7 +335,7 @@ class Postgres(Server):
 
     def connect(self, dbname="postgres", autocommit=True, **more):
         import psycopg2
-        c = psycopg2.connect(self.conninfo(dbname, **more), connect_timeout=5)
+        c = psycopg2.connect(self.conninfo(dbname, **more), connect_timeout=20)
         c.autocommit = autocommit
         return c
 
@@ -549,7 +549,7 @@ class Kafka(Server):
         if not os.path.exists(self.data):
             shutil.copytree(cached, self.data)
 
-    def start(self, timeout=60, wait=True):
+    def start(self, timeout=120, wait=True):
         archive = self._archive()
         flags = [f"-XX:ArchiveClassesAtExit={self.archiving}"] if self.archiving else [
             "-Xshare:auto", "-Xlog:cds=off", f"-XX:SharedArchiveFile={archive}"]
@@ -836,7 +836,7 @@ class Daemon(Server):
         """Merges config into the file (for SIGHUP tests)."""
         write_config(self.file, _merge(self.config, config))
 
-    def get(self, path, timeout=5):
+    def get(self, path, timeout=20):
         """(status, body) of its HTTP port."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout) as r:
@@ -844,7 +844,7 @@ class Daemon(Server):
         except urllib.error.HTTPError as e:
             return e.code, e.read().decode()
 
-    def wait_ready(self, timeout=30):
+    def wait_ready(self, timeout=60):
         last = []
 
         def ready():
