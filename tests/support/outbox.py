@@ -38,7 +38,7 @@ def read_topic(kafka, topic, n=0, timeout=60):
                   "auto.offset.reset": "error", "fetch.wait.max.ms": 10, "fetch.message.max.bytes": 8 << 20,
                   "reconnect.backoff.max.ms": 200})
     records, ids, at_end = [], set(), set()
-    partitions = list(c.list_topics(topic, 10).topics[topic].partitions)
+    partitions = list(c.list_topics(topic, 30).topics[topic].partitions)
     c.assign([TopicPartition(topic, p, 0) for p in partitions])
 
     def done():

@@ -575,7 +575,7 @@ class Kafka(Server):
         wait_until(answers, timeout, "Kafka to answer", interval=0.05, ignore=(KafkaException,))
         return self
 
-    def warm(self, timeout=30):
+    def warm(self, timeout=60):
         """Makes the broker create its transaction and group topics now, not in a test."""
         from confluent_kafka import Producer
         p = Producer({"bootstrap.servers": self.bootstrap, "transactional.id": f"warm-{uuid.uuid4()}",
@@ -599,13 +599,13 @@ class Kafka(Server):
         if self._admin is None:
             from confluent_kafka.admin import AdminClient
             self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0,
-                                       "socket.timeout.ms": 10000, "reconnect.backoff.max.ms": 200})
+                                       "socket.timeout.ms": 30000, "reconnect.backoff.max.ms": 200})
         return self._admin
 
-    def _metadata(self, timeout=10, topic=None):
+    def _metadata(self, timeout=30, topic=None):
         return self.admin.list_topics(topic, timeout) if topic else self.admin.list_topics(timeout=timeout)
 
-    def members(self, group, timeout=10):
+    def members(self, group, timeout=30):
         """Client ids of a classic group's members."""
         return [m.client_id for g in self.admin.list_groups(group, timeout) for m in g.members]
 
@@ -613,23 +613,23 @@ class Kafka(Server):
         """{name: number of partitions}, internal topics left out."""
         return {n: len(t.partitions) for n, t in self._metadata().topics.items() if not n.startswith("__")}
 
-    def create_topic(self, name, partitions=1, config=None, timeout=30):
+    def create_topic(self, name, partitions=1, config=None, timeout=60):
         from confluent_kafka.admin import NewTopic
         self.admin.create_topics([NewTopic(name, partitions, 1, config=config or {})])[name].result(timeout)
         wait_until(lambda: self.topics().get(name) == partitions and all(
             p.leader >= 0 for p in self._metadata().topics[name].partitions.values()), timeout, f"topic {name}")
         return name
 
-    def add_partitions(self, name, total, timeout=30):
+    def add_partitions(self, name, total, timeout=60):
         from confluent_kafka.admin import NewPartitions
         self.admin.create_partitions([NewPartitions(name, total)])[name].result(timeout)
         wait_until(lambda: self.topics().get(name) == total, timeout, f"{total} partitions of {name}")
 
-    def delete_topic(self, name, timeout=30):
+    def delete_topic(self, name, timeout=60):
         self.admin.delete_topics([name])[name].result(timeout)
         wait_until(lambda: name not in self.topics(), timeout, f"topic {name} to go")
 
-    def set_topic_config(self, name, config, timeout=30):
+    def set_topic_config(self, name, config, timeout=60):
         """Replaces the topic's own settings by config. The broker shows a change before its logs go by it, and takes one after the
         other: when a second one is shown (flush.ms, at its largest either way), the first is in force."""
         from confluent_kafka.admin import ConfigResource
@@ -644,7 +644,7 @@ class Kafka(Server):
         r = ConfigResource(ConfigResource.Type.TOPIC, name)
         return {k: e.value for k, e in self.admin.describe_configs([r])[r].result(timeout).items()}
 
-    def end_offsets(self, topic, isolation="read_committed", timeout=10):
+    def end_offsets(self, topic, isolation="read_committed", timeout=30):
         """{partition: high watermark or last stable offset}."""
         from confluent_kafka import Consumer, TopicPartition
         c = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "none", "isolation.level": isolation,
