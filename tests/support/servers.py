@@ -575,7 +575,7 @@ class Kafka(Server):
         wait_until(answers, timeout, "Kafka to answer", interval=0.05, ignore=(KafkaException,))
         return self
 
-    def warm(self, timeout=60):
+    def warm(self, timeout=120):
         """Makes the broker create its transaction and group topics now, not in a test."""
         from confluent_kafka import Producer
         p = Producer({"bootstrap.servers": self.bootstrap, "transactional.id": f"warm-{uuid.uuid4()}",
