@@ -165,9 +165,9 @@ def test_a_reload_forgets_nothing(stack, browser, concert):  # noqa: F811
     v.choose()
     v.page.click("#hold")
     v.page.wait("document.querySelector('#mine .ticket[data-state=HELD]')")
-    v.page.js("window.left = false")
+    v.page.js("window.reloading = true")
     v.page.call("Page.reload")
-    v.page.wait("!('left' in window) && document.readyState === 'complete' && document.querySelector('#mine .ticket[data-state=HELD]')"
+    v.page.wait("!window.reloading && document.readyState === 'complete' && document.querySelector('#mine .ticket[data-state=HELD]')"
                 " && /It is your turn/.test(document.getElementById('place-text').textContent)")
     v.page.wait("document.getElementById('name').innerText.includes('Rea Loader')")
     v.well()
