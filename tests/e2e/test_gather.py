@@ -4,7 +4,7 @@ import time
 
 from outbox import Outbox, by_key
 
-GATHER = 4
+GATHER = 8
 
 
 def test_a_stream_gathers_and_a_lone_event_does_not_wait(pg_server, kafka):
@@ -20,9 +20,10 @@ def test_a_stream_gathers_and_a_lone_event_does_not_wait(pg_server, kafka):
         o.publish(kind, "k", type="0")
         o.read(topic, 1)
         assert time.monotonic() - begin < GATHER
-        before = shipments()
+        before, began = shipments(), time.monotonic()
         for i in range(1, 41):
             o.publish(kind, "k", type=str(i))
+        took = time.monotonic() - began
         assert by_key(o.read(topic, 41)) == {"k": [str(i) for i in range(41)]}
-        assert shipments() - before <= 3
+        assert shipments() - before <= 3 + took / GATHER
         assert o.relay.terminate() == 0

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import threading
-import time
 import uuid
 
 import psycopg2
@@ -987,31 +986,29 @@ def first_only(cli):
 
 
 def test_upgrade_under_live_writers(empty_db, cli):
-    """A database of the release before, with services writing: no insert fails, none waits for the migration."""
+    """A database of the release before, with services writing: no insert fails, none waits for the migration (lock_timeout: how long
+    an insert takes besides is the disk's)."""
     empty_db.psql("BEGIN;\n" + first_only(cli) + "\nCOMMIT;")
     assert empty_db.query("SELECT number FROM outbox.schema_version") == [(1,)]
     assert empty_db.one("SELECT to_regnamespace('inbox') IS NULL")
-    stop, written, slowest = threading.Event(), [0, 0, 0], [0, 0, 0]
+    stop, written = threading.Event(), [0, 0, 0]
 
     def service(i):
         with contextlib.closing(empty_db.connect()) as c:
             run(c, "SET lock_timeout = '1s'")
             while not stop.is_set():
-                began = time.monotonic()
                 run(c, "SELECT outbox.publish('order', '1', 'T', '{}')")
-                slowest[i] = max(slowest[i], time.monotonic() - began)
                 written[i] += 1
     services = [Call(lambda i=i: service(i)) for i in range(3)]
-    wait_until(lambda: min(written) > 50, 30, "the services to write")
+    wait_until(lambda: min(written) > 50, 60, "the services to write")
     with session(empty_db) as holder: # a long report on the outbox does not hold it up either
         run(holder, "SELECT count(*) FROM outbox.event")
         done = json.loads(cli("init", "--conninfo", empty_db.conninfo, "--json", check=True).stdout)
     at_end = list(written)
-    wait_until(lambda: all(n > m for n, m in zip(written, at_end)), 30, "the services to go on")
+    wait_until(lambda: all(n > m for n, m in zip(written, at_end)), 60, "the services to go on")
     stop.set()
     for s in services:
         s.result()
     assert done["migrations"] == done["schema_version"] - 1 >= 1
     assert empty_db.one("SELECT count(*) FROM outbox.event") == sum(written)
-    assert max(slowest) < 1, slowest
     claim(empty_db)

@@ -90,10 +90,6 @@ def css(text):
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def seat_states(visitor):
-    return visitor.page.js("[...document.querySelectorAll('#mine .ticket')].map(t => t.dataset.state)")
-
-
 @pytest.mark.parametrize("mode", ["saga", "choreography", "hybrid"])
 def test_from_the_queue_to_the_ticket(stack, browser, concert, mode):  # noqa: F811
     v = Visitor(stack, browser, dark=mode == "choreography")
@@ -136,8 +132,8 @@ def test_a_payment_that_fails_gives_the_seat_back(stack, browser, concert):  # n
     p.click("#book")
     p.wait("document.querySelector('#pays .ticket[data-state=COMPENSATED], #pays .ticket[data-state=FAILED]')")
     p.wait(f"(document.querySelector('.seat[title^={css(label + ',')}]') || {{dataset: {{}}}}).dataset.state === 'AVAILABLE'")
-    assert "points" in p.text("#pays").lower() or "money" in p.text("#pays").lower(), p.text("#pays")
-    assert all(s in ("CANCELLED", "REJECTED") for s in seat_states(v))
+    p.wait("/points|money/i.test(document.getElementById('pays').innerText)")
+    p.wait("[...document.querySelectorAll('#mine .ticket')].every(t => ['CANCELLED', 'REJECTED'].includes(t.dataset.state))")
     v.shot("undone")
     v.well()
     audit.check(stack)
@@ -159,7 +155,7 @@ def test_two_visitors_see_each_other(stack, browser, concert):  # noqa: F811
     a.turn()
     label, = a.choose()
     a.page.click("#hold")
-    b.page.wait(f"document.querySelector('.seat[title^={css(label + ',')}]').dataset.state === 'HELD'")
+    b.page.wait(f"document.querySelector('.seat[title^={css(label + ',')}][data-state=HELD]')")
     a.well()
     b.well()
 
@@ -169,10 +165,11 @@ def test_a_reload_forgets_nothing(stack, browser, concert):  # noqa: F811
     v.choose()
     v.page.click("#hold")
     v.page.wait("document.querySelector('#mine .ticket[data-state=HELD]')")
+    v.page.js("window.reloading = true")
     v.page.call("Page.reload")
-    v.page.wait("document.readyState === 'complete' && document.querySelector('#mine .ticket[data-state=HELD]')"
+    v.page.wait("!window.reloading && document.readyState === 'complete' && document.querySelector('#mine .ticket[data-state=HELD]')"
                 " && /It is your turn/.test(document.getElementById('place-text').textContent)")
-    assert "Rea Loader" in v.page.text("#name")
+    v.page.wait("document.getElementById('name').innerText.includes('Rea Loader')")
     v.well()
 
 
@@ -231,7 +228,7 @@ def test_a_service_that_is_away_is_said(stack, browser, concert):  # noqa: F811
     wait_until(lambda: v.page.js("document.getElementById('hold').disabled"), 90, "the button to wait")
     stack.restart("reservation")
     v.page.wait("document.querySelector('#mine .ticket[data-state=HELD]')")
-    v.well(allowed=["ERR_CONNECTION_REFUSED", "503"])
+    v.well(allowed=["ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "503"])
 
 
 def test_it_needs_no_network(stack, browser, concert):  # noqa: F811
@@ -239,7 +236,7 @@ def test_it_needs_no_network(stack, browser, concert):  # noqa: F811
     v = Visitor(stack, browser).join().to(concert[0])
     homes = [stack.url(s) for s in ("user", "concert", "queue", "reservation", "payment", "order", "push")]
     assert [a for a in v.page.asked if not a.startswith((*homes, "data:"))] == []
-    with urllib.request.urlopen(stack.url("concert") + "/", timeout=10) as r:
+    with urllib.request.urlopen(stack.url("concert") + "/", timeout=60) as r:
         policy = r.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy, policy
     with pytest.raises(Exception, match="Failed to fetch"):

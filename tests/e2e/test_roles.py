@@ -133,9 +133,9 @@ def test_the_programs_need_no_more(shop, kafka, cli):
                         "RETURNING id, seq", (name,))
             cur.execute("SELECT outbox.publish(%s, 'k', '2', '{}')", (name,))
         assert [header(r, "type") for r in read_topic(kafka, f"outbox.event.{name}", 2)] == [b"1", b"2"]
-        wait_until(lambda: shop.query("SELECT type FROM shop.effect") == [("1",), ("2",)], 20, "the effect")
-        assert (relay.status()["state"], relay.status()["problems"]) == ("ok", [])
-        assert (consumer.status()["state"], consumer.status()["problems"]) == ("ok", [])
+        wait_until(lambda: shop.query("SELECT type FROM shop.effect") == [("1",), ("2",)], 60, "the effect")
+        for p in (relay, consumer):
+            wait_until(lambda p=p: ((s := p.status())["state"], s["problems"]) == ("ok", []), 30, f"{p.name} to be well")
         operator(shop, cli, relay, name)
     finally:
         relay.kill()

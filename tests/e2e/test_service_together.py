@@ -11,8 +11,10 @@ from together import Sent, Together
 from tokens import QUEUE, USER, Issuer
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 TABLE = "reservation.seat"
+# Requests wait for the table, and for their turn, as long as a test takes to send all the others.
+HTTP, DATABASE = {"workers": 4, "timeout": "60s"}, {"timeout": "60s"}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def box(pg_server):
     """Four workers, so that one handles batches."""
     db = pg_server.createdb(f"together_{os.getpid()}")
     with Issuer(*USER) as users, Issuer(*QUEUE) as queue:
-        b = Box(db, users, queue, http={"workers": 4, "patience": "3s"})
+        b = Box(db, users, queue, http={**HTTP, "patience": "10s"}, database=DATABASE)
         b.since = time.monotonic()
         b.db.query("SET lock_timeout = '20s'")
         yield b
@@ -226,7 +228,7 @@ def test_more_known_keys_than_an_error_names(pg_server):
     left the batch, and all went one by one."""
     db = pg_server.createdb(f"known_{os.getpid()}")
     with Issuer(*USER) as users, Issuer(*QUEUE) as queue:
-        b = Box(db, users, queue, http={"workers": 4}, batch={"most": 250})
+        b = Box(db, users, queue, http=HTTP, database=DATABASE, batch={"most": 250})
         try:
             with Crowd(b, 203) as c:
                 eve = c.person()
@@ -297,7 +299,7 @@ def test_alone_by_configuration(pg_server):
     """batch.most = 1: each has its own transaction."""
     db = pg_server.createdb(f"alone_{os.getpid()}")
     with Issuer(*USER) as users, Issuer(*QUEUE) as queue:
-        b = Box(db, users, queue, http={"workers": 4}, batch={"most": 1})
+        b = Box(db, users, queue, http=HTTP, database=DATABASE, batch={"most": 1})
         try:
             concert, schedule, seats = b.concert(4)
             people = [b.person(concert) for _ in range(4)]

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 import uuid
@@ -19,7 +20,7 @@ from sink import Sink, content, final_files, is_json, manifests, read_all, temp_
 from test_sink_formats import conf as format_conf
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 HOUR = 3600 * 1000
 NOON = int(datetime.datetime(2026, 3, 1, 12, 0, tzinfo=datetime.timezone.utc).timestamp() * 1000)
 
@@ -41,6 +42,11 @@ def put(s, n, key="k", at=None, size=0, partition=None, **more):
 def complete(s):
     """{(dt, hour): whether its manifest says that it is over}"""
     return {(dt, hour): m["complete"] for (_, dt, hour), m in sorted(manifests(s.directory).items())}
+
+
+def collected(c, n):
+    """Until the consumer has taken in so many records, published or not."""
+    wait_until(lambda: c.metric("postrider_batch_events_sum") >= n, 60, f"{n} records to be taken in", ignore=(OSError,))
 
 
 STRANGE = [
@@ -92,14 +98,14 @@ def test_large_records(sink):
         s.i.put(f"large{n}", json.dumps({"x": base64.b64encode(os.urandom(7 << 20)).decode()}), [("id", str(uuid.uuid4())), ("type", "L")])
     s.i.flush()
     c = s.consumer().start()
-    s.check(60)
-    assert c.metric("postrider_sink_records_total") == 18
+    s.check()
+    wait_until(lambda: c.metric("postrider_sink_records_total") == 18, 30, "them to be counted")  # behind the position
 
 
 @pytest.mark.parametrize("limit", [{"max_records": 100}, {"max_bytes": "20kB"}])
 def test_cuts_by_size(sink, limit):
     """Files end where the limit says, whatever comes in one batch, and the rest when it is old enough."""
-    s = sink(partitions=1, max_age="2s", **limit)
+    s = sink(partitions=1, max_age="10s", **limit)  # none of the large ones is cut by age, however busy the machine is
     put(s, 1050, size=20, partition=0)
     s.i.flush()
     s.member().start()
@@ -124,7 +130,8 @@ def test_cut_by_age_and_at_the_stop(sink):
     c = s.consumer(files={"max_age": "1h"}).start().wait_ready()
     put(s, 30)
     s.i.flush()
-    wait_until(lambda: c.metric("postrider_sink_lag_seconds") > 0.3, 20, "the lag to show")
+    wait_until(lambda: c.metric("postrider_sink_lag_seconds") > 0.3, 30, "the lag to show")
+    collected(c, 30)
     assert sum(x[4] for x in s.cuts()) == 20
     c.terminate()
     s.check()
@@ -145,7 +152,7 @@ def test_hours(sink):
     put(s, 1, at=at)
     s.check()
     hours = [("2026-03-01", str(h)) for h in (12, 13, 14)] + [tuple(time.strftime("%Y-%m-%d %H", time.gmtime(at / 1000)).split())]
-    wait_until(lambda: complete(s) == dict(zip(hours, [True, True, True, False])), 20, "the manifests to say what is over")
+    wait_until(lambda: complete(s) == dict(zip(hours, [True, True, True, False])), 60, "the manifests to say what is over")
     m = manifests(s.directory)[s.i.topic, "2026-03-01", "12"]
     assert m["records"] == 80 and sum(f["records"] for f in m["files"]) == 80
 
@@ -165,14 +172,14 @@ def test_an_idle_partition(sink):
     p.flush(30)
     s.consumer().start()
     past = "SELECT array_agg(partition ORDER BY partition) FROM sink.watermark WHERE partition >= 0"
-    wait_until(lambda: s.i.one("SELECT to_regclass('sink.watermark') IS NOT NULL") and s.i.one(past) == [0, 1, 3], 30,
+    wait_until(lambda: s.i.one("SELECT to_regclass('sink.watermark') IS NOT NULL") and s.i.one(past) == [0, 1, 3], 60,
                "all ends but that of the transaction")
-    wait_until(lambda: list(complete(s).values()) == [False] * 3, 10, "manifests")
+    wait_until(lambda: list(complete(s).values()) == [False] * 3, 30, "manifests")
     p.commit_transaction(30)
-    wait_until(lambda: list(complete(s).values()) == [True] * 3, 20, "all hours to be over")
+    wait_until(lambda: list(complete(s).values()) == [True] * 3, 60, "all hours to be over")
     assert sum(m["records"] for m in manifests(s.directory).values()) == 13
     put(s, 1, at=NOON, partition=3)  # into an hour that is over
-    wait_until(lambda: sum(m["records"] for m in manifests(s.directory).values()) == 14, 10, "the late one")
+    wait_until(lambda: sum(m["records"] for m in manifests(s.directory).values()) == 14, 30, "the late one")
     assert set(complete(s).values()) == {True}
     s.check()
 
@@ -216,7 +223,7 @@ def test_manifests_are_not_written_by_each_cut(sink):
     s.check()
     written, took = renames.count(), time.monotonic() - began
     assert len(s.cuts()) == 401 and 1 <= written <= 2 + took, (written, took)
-    assert c.metric("postrider_sink_manifests_total") >= written + 1
+    wait_until(lambda: c.metric("postrider_sink_manifests_total") >= written + 1, 30, "the last one to be counted")
     for n in range(20):
         put(s, 1, at=at, partition=n % 4)
     s.published()
@@ -225,16 +232,17 @@ def test_manifests_are_not_written_by_each_cut(sink):
 
 
 def test_manifests_that_a_death_left_out(sink):
-    """It dies with files in many hours that no manifest lists yet: whoever comes next finds all of them, not only the last one's."""
+    """It dies with files in many hours that no manifest lists yet: whoever comes next finds all of them, not only the last one's.
+    Behind the position of the last of 31 cuts, whose own manifest is still to be written."""
     s = sink(partitions=1, max_records=1)
     put(s, 1, at=NOON)
     s.i.flush()
-    c = s.consumer({"member": "one"}).start()
+    c = s.consumer({"member": "one"}).start(fault="sink_position_before_memory:31")
     s.check()
     for h in range(30):
         put(s, 1, at=NOON + h * HOUR)
     s.published()
-    c.kill9()
+    assert c.wait(60) == -signal.SIGKILL
     s.i.db.query("DELETE FROM sink.watermark")  # hours that are over are not what is asked here
     listed = sum(m["records"] for m in manifests(s.directory).values())
     s.consumer({"member": "one"}).start()
@@ -248,12 +256,12 @@ def test_hours_that_a_death_left_out(sink):
     for h in range(25):
         put(s, 1, at=NOON + h * HOUR)
     c = s.consumer().start()
-    wait_until(lambda: len(complete(s)) == 25 and all(complete(s).values()), 30, "all hours to be over")
+    wait_until(lambda: len(complete(s)) == 25 and all(complete(s).values()), 60, "all hours to be over")
     c.stop()
     s.i.db.query("DELETE FROM sink.watermark WHERE partition = -1")
     shutil.rmtree(os.path.join(s.directory, "_manifest"))
     s.consumer().start()
-    wait_until(lambda: len(complete(s)) == 25 and all(complete(s).values()), 30, "the manifests to be there again")
+    wait_until(lambda: len(complete(s)) == 25 and all(complete(s).values()), 60, "the manifests to be there again")
     s.check()
 
 
@@ -264,12 +272,12 @@ def test_a_directory_of_another_group(sink):
     s.consumer().start()
     s.check()
     other = s.consumer(group=s.i.group + "-2").start()
-    assert other.wait(20) == 78, servers.tail(other.log)
+    assert other.wait(60) == 78, servers.tail(other.log)
     said = servers.tail(other.log)
     assert f"{s.directory} is what group {s.i.group} writes to" in said and "give this group another handler.files.directory" in said
     os.unlink(os.path.join(s.directory, "_manifest/owner"))
     s.consumer(group=s.i.group + "-2").start()
-    wait_until(lambda: os.path.exists(os.path.join(s.directory, "_manifest/owner")), 20, "the next owner")
+    wait_until(lambda: os.path.exists(os.path.join(s.directory, "_manifest/owner")), 60, "the next owner")
     assert content(os.path.join(s.directory, "_manifest/owner")).decode() == s.i.group + "-2\n"
     wait_until(lambda: not temp_files(os.path.join(s.directory, "_manifest")), 20, "nothing to be left")
 
@@ -285,7 +293,7 @@ def test_another_directory_or_target(sink, tmp_path):
     other = str(tmp_path / "other")
     os.mkdir(other)
     moved = s.consumer(files={"directory": other}).start()
-    assert moved.wait(20) == 78, servers.tail(moved.log)
+    assert moved.wait(60) == 78, servers.tail(moved.log)
     said = servers.tail(moved.log)
     assert f"nothing of it is in {other}" in said and "is it mounted?" in said and not os.listdir(other)
     os.mkdir(os.path.join(other, "_manifest"))
@@ -293,7 +301,8 @@ def test_another_directory_or_target(sink, tmp_path):
         f.write(s.i.group)
     put(s, 5)
     moved = s.consumer(files={"directory": other}).start()
-    wait_until(lambda: final_files(other), 60, "files in the other directory")
+    s.published()  # the position comes behind the files
+    assert final_files(other)
     moved.stop()
     table = s.i.consumer({"kind": "sink", "table": {"table": "elsewhere"}}).start()
     wait_until(lambda: "to target files, not table" in str(table.get("/status.json")), 60, "that it is said", ignore=(OSError,))
@@ -330,7 +339,7 @@ def test_many_hours_that_are_never_written_to(sink, format):
         put(s, 1, key=f"h{n}-", at=NOON + n * 7 % 1000 * HOUR, size=16000)
     s.i.flush(60)
     c = s.consumer().start()
-    wait_until(lambda: dict(s.i.db.query("SELECT partition, next_offset FROM inbox.position")) == {0: 7000}, 90, "all of it")
+    wait_until(lambda: dict(s.i.db.query("SELECT partition, next_offset FROM inbox.position")) == {0: 7000}, 150, "all of it")
     assert servers.VARIANT == "asan" or c.peak_rss_kb() < 128 << 10
     assert len(final_files(s.directory)) == 1000
 
@@ -349,7 +358,7 @@ def test_more_files_than_may_be_open(sink, compression, most_open):
         most.append(c.metric("postrider_sink_open_files"))
         ends = s.i.kafka.end_offsets(s.i.topic)
         return dict(s.i.db.query("SELECT partition, next_offset FROM inbox.position")) == ends
-    wait_until(over, 60, "all of it")
+    wait_until(over, 120, "all of it")
     s.check()
     assert max(most) <= most_open and len(final_files(s.directory)) >= 600
     assert servers.VARIANT == "asan" or c.peak_rss_kb() < 128 << 10
@@ -363,7 +372,7 @@ def test_many_topics(sink):
         put(s, 20, topic=t)
     s.i.flush()
     s.member(topics=["^many\\." + s.i.name + "\\..*"]).start()
-    wait_until(lambda: s.i.one("SELECT sum(next_offset) FROM inbox.position WHERE next_offset > 0") == 400, 60, "all of it")
+    wait_until(lambda: s.i.one("SELECT sum(next_offset) FROM inbox.position WHERE next_offset > 0") == 400, 90, "all of it")
     assert not wrong(s.directory, s.i.kafka, topics)
 
 
@@ -413,13 +422,13 @@ def test_ready_while_it_collects(sink):
     put(s, 5, at=int(time.time() * 1000) - 24 * HOUR)
     put(s, 5)
     s.i.flush()
-    wait_until(lambda: c.metric("postrider_sink_lag_seconds") > 24 * 3600, 20, "records in an open cut")
+    wait_until(lambda: c.metric("postrider_sink_lag_seconds") > 24 * 3600, 30, "records in an open cut")
     said = set()
 
     def published():
         said.add(c.status()["state"])
         return s.cuts()
-    wait_until(published, 70, "the cut to be published")
+    wait_until(published, 90, "the cut to be published")
     assert said == {"ok"} and s.cuts()[0][4] == 10
 
 
@@ -429,11 +438,11 @@ def test_lanes_change_while_a_cut_is_open(sink):
     c = s.consumer({"lanes": 1}).start().wait_ready()
     put(s, 10)
     s.i.flush()
-    wait_until(lambda: c.metric("postrider_sink_lag_seconds") > 0, 20, "the open cut")
+    collected(c, 10)
     c.rewrite({"lanes": 2})
     c.hup()
-    wait_until(lambda: (c.status()["lanes"], c.status()["lanes_changing"]) == (2, 0), 20, "another number of lanes")
+    wait_until(lambda: (c.status()["lanes"], c.status()["lanes_changing"]) == (2, 0), 60, "another number of lanes")
     put(s, 90)
     s.i.flush()
-    wait_until(lambda: sum(x[4] for x in s.cuts()) == 90, 20, "what comes to be copied")
+    wait_until(lambda: sum(x[4] for x in s.cuts()) == 90, 60, "what comes to be copied")
     assert [x[4] for x in s.cuts()] == [10, 20, 20, 20, 20] and not s.wrong_cuts()

@@ -21,10 +21,10 @@ def test_alone_it_is_never_standby(db, kafka, relay, cli, outbox_name):
         return "ok" in seen
     for _ in range(4):
         r.start()
-        wait_until(ok, 30, "the relay to publish", interval=0.0005, interval_max=0.0005)
+        wait_until(ok, 60, "the relay to publish", interval=0.0005, interval_max=0.0005)
         assert r.terminate() == 0
         seen.discard("ok")
-    assert seen <= {"starting"}
+    assert "standby" not in seen, seen
 
 
 def test_ranges_are_unknown_until_they_are_counted(db, kafka, relay, cli, outbox_name):
@@ -38,7 +38,7 @@ def test_ranges_are_unknown_until_they_are_counted(db, kafka, relay, cli, outbox
             seen.append((r.metrics().get("postrider_partitions_ahead"), r.status()["partitions_ahead"]))
         return seen and None not in seen[-1]
     r.start()
-    wait_until(counted, 30, "the ranges to be counted", interval=0.0005, interval_max=0.0005)
+    wait_until(counted, 60, "the ranges to be counted", interval=0.0005, interval_max=0.0005)
     assert all(n is None or n >= 16 for pair in seen for n in pair), seen
 
 
@@ -56,18 +56,18 @@ def test_sessions_of_a_long_name(db, kafka, relay, cli):
                         "AND application_name LIKE 'postrider-relay long-long-%%'")
         return {a.split()[-1] for a, in rows}
     want = {"control", "hold", "janitor", "retention"}  # and data, now and then
-    wait_until(lambda: roles() >= want, 30, f"sessions of {want}")
+    wait_until(lambda: roles() >= want, 60, f"sessions of {want}")
 
 
 def test_the_second_is_standby_until_the_first_ends(db, kafka, relay, cli, outbox_name):
     cli("init", "--conninfo", db.conninfo, "--brokers", kafka.bootstrap, "--name", outbox_name, check=True)
     first, second = (relay(db.conninfo, kafka.bootstrap, name=outbox_name) for _ in range(2))
     first.start()
-    wait_until(lambda: first.running() and first.status()["state"] == "ok", 30, "the first", ignore=(OSError,))
+    wait_until(lambda: first.running() and first.status()["state"] == "ok", 60, "the first", ignore=(OSError,))
     second.start()
-    wait_until(lambda: second.status()["state"] == "standby", 30, "the second to stand by", ignore=(OSError,))
+    wait_until(lambda: second.status()["state"] == "standby", 60, "the second to stand by", ignore=(OSError,))
     assert second.get("/readyz")[0] == 200
     # It makes no ranges, and knows how many there are; the first did not say 0 before it had looked.
-    wait_until(lambda: second.metric("postrider_partitions_ahead") >= 16, 10, "the standby to count ranges")
+    wait_until(lambda: second.metric("postrider_partitions_ahead") >= 16, 30, "the standby to count ranges")
     assert first.terminate() == 0
-    wait_until(lambda: second.status()["state"] == "ok", 30, "the second to take over")
+    wait_until(lambda: second.status()["state"] == "ok", 60, "the second to take over")

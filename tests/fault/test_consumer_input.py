@@ -13,7 +13,7 @@ from inbox import ROW, SET, inbox  # noqa: F401
 from outbox import header, read_topic
 from wait import stays, wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.mark.asan
@@ -34,7 +34,7 @@ def test_tombstones_and_odd_payloads(inbox):  # noqa: F811
               "CREATE FUNCTION app.raw(m inbox.message) RETURNS void LANGUAGE sql AS $$ INSERT INTO app.raw VALUES "
               "(m.type, m.key, m.payload, m.payload_bytes, m.headers) $$")
     i.consumer({"kind": "sql", "function": "app.raw"}).start()
-    wait_until(lambda: i.one("SELECT count(*) FROM app.raw") == 11, 15, "all of them")
+    wait_until(lambda: i.one("SELECT count(*) FROM app.raw") == 11, 60, "all of them")
     i.stands()
     rows = {r[0]: r for r in i.db.query("SELECT type, payload::text, bytes, headers FROM app.raw WHERE type <> 'key'")}
     assert rows["null"][1:3] == (None, None), "a tombstone"
@@ -79,24 +79,24 @@ def test_compressed_and_transactional_input(inbox):  # noqa: F811
     for codec in ("gzip", "lz4", "zstd", "snappy"):
         p = Producer({"bootstrap.servers": i.kafka.bootstrap, "transactional.id": f"{i.name}{codec}", "log_level": 0,
                       "compression.type": codec, "linger.ms": 5})
-        p.init_transactions(20)
+        p.init_transactions(60)
         for n in range(6):
             p.begin_transaction()
             if n % 2:
                 for k in range(30):
                     p.produce(i.topic, json.dumps({"seq": 1000, "aborted": True}), f"k{k % 5}",
                               headers=[("id", str(uuid.uuid4())), ("type", "Aborted")])
-                p.flush(20)
-                p.abort_transaction(20)
+                p.flush(60)
+                p.abort_transaction(60)
                 aborted += 30
             else:
                 i._producer = p
                 i.send(50, keys=5)
-                p.commit_transaction(20)
+                p.commit_transaction(60)
         i._producer = None
     i.check()
     assert i.count("type = 'Aborted'") == 0 and aborted == 360
-    wait_until(lambda: c.metric("postrider_consumer_lag_events", 9) == 0, 10, "no lag behind the markers")
+    wait_until(lambda: c.metric("postrider_consumer_lag_events", 9) == 0, 30, "no lag behind the markers")
 
 
 def test_open_transaction_holds_nothing_but_itself(inbox):  # noqa: F811
@@ -104,7 +104,7 @@ def test_open_transaction_holds_nothing_but_itself(inbox):  # noqa: F811
     i = inbox(partitions=1)
     c = i.consumer().start()
     p = Producer({"bootstrap.servers": i.kafka.bootstrap, "transactional.id": i.name, "log_level": 0})
-    p.init_transactions(20)
+    p.init_transactions(60)
     i.send(20, keys=2)
     i.check(more=True)
     p.begin_transaction()
@@ -113,7 +113,7 @@ def test_open_transaction_holds_nothing_but_itself(inbox):  # noqa: F811
     i._producer = mine
     i.send(20, keys=2)
     stays(lambda: i.count() == 20, 0.5, "what is not committed to be unseen")
-    p.commit_transaction(20)
+    p.commit_transaction(60)
     i.check()
     assert c.running()
 
@@ -149,7 +149,7 @@ def test_filters_step_over_the_rest(inbox):  # noqa: F811
     i.wait_count(20)
     i.stands()
     assert i.count() == 20 and i.count("type LIKE 'Seat%%'") == 20
-    wait_until(lambda: outcome(c, "filtered") == 40, 5, "40 to be filtered")
+    wait_until(lambda: outcome(c, "filtered") == 40, 30, "40 to be filtered")
 
 
 def lose_the_beginning(i, upto=50):
@@ -162,7 +162,7 @@ def lose_the_beginning(i, upto=50):
             i.put("filler", "x", [("id", str(uuid.uuid4()))])
             i.producer.poll(0)
             return c.get_watermark_offsets(TopicPartition(i.topic, 0), 5)[0] >= upto
-        wait_until(low, 40, "the beginning of the log to be deleted", interval=0.2)
+        wait_until(low, 90, "the beginning of the log to be deleted", interval=0.2)
     finally:
         c.close()
 
@@ -180,11 +180,11 @@ def test_records_lost_before_they_were_read(inbox, on_gap):  # noqa: F811
     lose_the_beginning(i, 80)
     c.start()
     if on_gap == "stop":
-        answer = i.wait_state(c, "error", 25)
+        answer = i.wait_state(c, "error")
         assert "deleted before they were read" in json.dumps(answer)
         assert i.count() == 20
     else:
-        wait_until(lambda: "stepped over" in c.log_text(), 25, "the gap to be stepped over")
+        wait_until(lambda: "stepped over" in c.log_text(), 60, "the gap to be stepped over")
         last = i.event("k0")
         i.flush()
         i.wait_count(1, where=f"id = '{last}'")
@@ -208,13 +208,15 @@ def test_a_key_moves_to_another_partition(inbox):  # noqa: F811
     i._producer = None  # the next one knows the new ones
     i.send(240, keys=12)
     moved = set(i.keys["k1"][10:])
-    i.wait_count(360 - len(late) - len(moved), 30)
-    wait_until(lambda: c.metric("postrider_consumer_assigned_partitions") == 5, 20, "it to have the new ones")
+    i.wait_count(360 - len(late) - len(moved))
+    wait_until(lambda: c.metric("postrider_consumer_assigned_partitions") == 5, 60, "it to have the new ones")
     home = {r[0] for r in i.db.query("SELECT DISTINCT partition FROM inbox.parked")}
     assert len(home) == 1
-    there = {r[0] for r in i.db.query("SELECT id::text FROM app.effect WHERE key = 'k1'")} & moved
-    parked = {r[0] for r in i.parked("id")}
-    assert there | parked >= moved and not there & parked, "those elsewhere went on, those at home wait"
+
+    def stand():
+        return {r[0] for r in i.db.query("SELECT id::text FROM app.effect WHERE key = 'k1'")} & moved, {r[0] for r in i.parked("id")}
+    there, parked = wait_until(lambda: (s := stand())[0] | s[1] >= moved and s, 60, "those elsewhere to go on, those at home to wait")
+    assert not there & parked
     i.cure()
     i.db.query("SELECT inbox.parked_request(%s, %s, %s, 'k1', 'retry')", (i.group, i.topic, home.pop()))
     i.wait_count(360)
@@ -240,8 +242,8 @@ def test_timestamps_that_run_backwards(inbox):  # noqa: F811
     i.check()
     assert i.one("SELECT count(*) FROM (SELECT message_offset - lag(message_offset) OVER (PARTITION BY key ORDER BY n) AS s"
                  " FROM app.effect) AS e WHERE s <= 0") == 0
-    wait_until(lambda: c.metric("postrider_consumer_lag_seconds", 9) == 0, 10, "no lag in seconds")
-    assert all(v >= 0 for k, v in c.metrics().items() if "seconds" in k)
+    wait_until(lambda: c.metric("postrider_consumer_lag_seconds", 9) == 0, 30, "no lag in seconds")
+    assert not [(k, v) for k, v in c.metrics().items() if "seconds" in k and v < 0]
     i.wait_state(c, "ok")
 
 
@@ -261,7 +263,7 @@ def test_the_same_ids_far_apart(inbox):  # noqa: F811
         i.send(100, keys=40)
     c.start()
     i.check()
-    assert c.metric("postrider_inbox_duplicates_total") == 1200
+    wait_until(lambda: c.metric("postrider_inbox_duplicates_total") == 1200, 30, "all to be counted")  # behind the commit
 
 
 def test_offsets_with_holes(inbox):  # noqa: F811
@@ -273,26 +275,26 @@ def test_offsets_with_holes(inbox):  # noqa: F811
     i.check()
     assert c.terminate() == 0
     p = Producer({"bootstrap.servers": i.kafka.bootstrap, "transactional.id": i.name, "log_level": 0})
-    p.init_transactions(20)
+    p.init_transactions(60)
     i._producer = p
     for n in range(12):
         p.begin_transaction()
         if n % 3 == 2:
             p.produce(i.topic, '{"seq": 1}', "aborted", headers=[("id", str(uuid.uuid4()))])
-            p.flush(20)
-            p.abort_transaction(20)
+            p.flush(60)
+            p.abort_transaction(60)
         else:
             i.send(40, keys=8)
-            p.commit_transaction(20)
+            p.commit_transaction(60)
     i.kafka.set_topic_config(i.topic, {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.01", "segment.ms": "100"})
 
     def compacted():
         p.begin_transaction()
         i.event("last")
         i.flush()
-        p.commit_transaction(20)
+        p.commit_transaction(60)
         return len(read_topic(i.kafka, i.topic)) < 60
-    wait_until(compacted, 40, "the log to be compacted", interval=0.3, interval_max=0.5)
+    wait_until(compacted, 90, "the log to be compacted", interval=0.3, interval_max=0.5)
     c.start()
     i.stands()
     records = read_topic(i.kafka, i.topic)
@@ -317,6 +319,6 @@ def test_topic_made_anew(inbox):  # noqa: F811
     i.kafka.create_topic(i.topic, 1)
     i.send(5)
     c.start()
-    answer = i.wait_state(c, "error", 25)
+    answer = i.wait_state(c, "error")
     assert "past its end" in json.dumps(answer)
     assert i.count() == 50

@@ -11,7 +11,7 @@ import servers
 from inbox import ROW, SET, c_handler, exec_effects, exec_handler, inbox  # noqa: F401
 from wait import stays, wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 both = pytest.mark.parametrize("handler", [ROW, SET], ids=["row", "set"])
 PARK = {"errors": [{"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "1h"}]}
@@ -38,7 +38,7 @@ def test_throwing_poison_becomes_a_dead_letter(inbox, handler):  # noqa: F811
     i.check(without=[bad])
     assert dead[:3] == (bad, "sqlstate", "P0001") and dead[5] == "dead"
     assert "poison" in dead[3]
-    assert c.metric('postrider_dlq_events') >= 0
+    wait_until(lambda: c.metric("postrider_dlq_events") == 1, 30, "it to be counted")
 
 
 @both
@@ -58,7 +58,7 @@ def test_dead_letters_are_retried_once(inbox, handler):  # noqa: F811
     assert i.one("SELECT inbox.dlq_retry(%s)", (entries,)) == 2
     assert i.one("SELECT inbox.dlq_retry(%s)", (entries,)) == 0, "it is under way"
     told = {(bad[0], "retried"), (bad[1], "retried"), (bad[1], "dead")}
-    wait_until(lambda: {(r[0], r[1]) for r in i.dead("id, state")} == told, 15, "one to fail again, and both to be told")
+    wait_until(lambda: {(r[0], r[1]) for r in i.dead("id, state")} == told, 60, "one to fail again, and both to be told")
     dead = i.dead("id, state, retry_of")
     assert dead[2][2] == [e for e, r in zip(entries, dead) if r[0] == bad[1]][0]
     i.wait_count(59)
@@ -87,7 +87,7 @@ def test_a_parked_key_keeps_its_order(inbox, handler):  # noqa: F811
     i.check(without=late, more=True)
     i.wait_parked(16)
     assert [r[3] for r in i.parked()] == ["P0001"] + [""] * 15
-    assert i.state(c) == "warn", "a parked key is not green"
+    i.wait_state(c, "warn")  # a parked key is not green
     c.kill9()
     i.send(200, keys=10)
     c.start()
@@ -108,7 +108,7 @@ def test_parked_key_under_load_fails_several_times(inbox):  # noqa: F811
     c = i.consumer(config={"errors": [{"match": "sqlstate:P0001", "policy": "park", "attempts": 0, "backoff": "50ms",
                                        "backoff_max": "100ms"}]}).start()
     with i.stream(rate=500, keys=5):
-        wait_until(lambda: i.parked("attempts") and i.parked("attempts")[0][0] >= 4, 15, "four tries")
+        wait_until(lambda: i.parked("attempts") and i.parked("attempts")[0][0] >= 4, 60, "four tries")
         c.kill9()
         c.start()
         i.flows(100)
@@ -152,7 +152,7 @@ def test_two_poisons_of_one_key(inbox):  # noqa: F811
     i.db.query("DELETE FROM app.poison WHERE seq = 2")
     assert request(i, "k0") == 1
     i.wait_count(9)
-    wait_until(lambda: i.parked("class")[0] == ("sqlstate",), 10, "the second to be parked for itself")
+    wait_until(lambda: i.parked("class")[0] == ("sqlstate",), 30, "the second to be parked for itself")
     stays(lambda: i.count() == 9, 0.5, "nothing to pass it")
     i.cure()
     assert request(i, "k0") == 1
@@ -187,7 +187,7 @@ def test_poison_that_kills_its_backend(inbox, handler):  # noqa: F811
     i.poison("k3", "kill", seq=4)
     i.send(200, keys=10)
     i.consumer(handler).start()
-    i.check(without=i.keys["k3"][3:], timeout=40, more=True)
+    i.check(without=i.keys["k3"][3:], more=True)
     i.wait_parked(17)
     assert i.parked()[0][2] == "crash"
     assert i.one("SELECT last_value FROM app.tries") <= 8, "with others, then alone, three times"
@@ -207,7 +207,7 @@ def test_poison_that_kills_the_process(inbox):  # noqa: F811
     deaths = 0
     while deaths < 12:
         c.start()
-        wait_until(lambda: not c.running() or i.parked(), 30, "a death or a parked message")
+        wait_until(lambda: not c.running() or i.parked(), 60, "a death or a parked message")
         if c.running():
             break
         assert c.wait() == -signal.SIGSEGV
@@ -238,7 +238,7 @@ def test_parked_poison_that_kills_the_process(inbox, attempts, seq):  # noqa: F8
     deaths = 0
     while deaths < 12:
         c.start()
-        wait_until(lambda: not c.running() or (i.parked() and i.parked()[0][2] == "crash"), 30, "a death, or the verdict")
+        wait_until(lambda: not c.running() or (i.parked() and i.parked()[0][2] == "crash"), 60, "a death, or the verdict")
         if c.running():
             break
         deaths += 1
@@ -268,7 +268,7 @@ def test_replayed_poison_that_kills_the_process(inbox):  # noqa: F811
     deaths = 0
     while deaths < 12:
         c.start()
-        wait_until(lambda: not c.running() or state() == "failed", 30, "a death, or the end of the job")
+        wait_until(lambda: not c.running() or state() == "failed", 60, "a death, or the end of the job")
         if c.running():
             break
         deaths += 1
@@ -277,7 +277,7 @@ def test_replayed_poison_that_kills_the_process(inbox):  # noqa: F811
     i.wait_count(33)
     i.cure()
     assert i.one("SELECT inbox.replay_resume(%s)", (job,))
-    wait_until(lambda: state() == "done", 30, "the job to end")
+    wait_until(lambda: state() == "done", 60, "the job to end")
     i.check()
 
 
@@ -295,11 +295,11 @@ def test_restarts_during_a_replay_are_no_crashes(inbox):  # noqa: F811
         {"match": "sqlstate:53100", "policy": "retry", "attempts": 100000, "backoff": "50ms", "backoff_max": "100ms"}]})
     for n in range(2):
         c.start()
-        wait_until(lambda: i.one("SELECT last_value FROM app.tries") >= 2 * (n + 1), 20, "some tries")
-        assert c.terminate(7) == 0, "its reader held the stop up"
+        wait_until(lambda: i.one("SELECT last_value FROM app.tries") >= 2 * (n + 1), 60, "some tries")
+        assert c.terminate(20) == 0, "its reader held the stop up"
     i.cure()
     c.start()
-    wait_until(lambda: i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,)) == "done", 30, "the job to end")
+    wait_until(lambda: i.one("SELECT state FROM inbox.replay WHERE job = %s", (job,)) == "done", 60, "the job to end")
     i.check()
 
 
@@ -326,7 +326,8 @@ def test_subprocess_that_hangs(inbox):  # noqa: F811
     with open(os.path.join(directory, "k1"), "w", encoding="ascii") as f:
         f.write("hang")
     i.send(12, keys=6)
-    i.consumer(exec_handler(directory, timeout="400ms"), {"errors": [{"match": "timeout", "policy": "dead_letter"}]}).start()
+    i.consumer(exec_handler(directory, timeout="4s"), {  # the good ones wait for a start of it
+        "errors": [{"match": "timeout", "policy": "dead_letter"}]}).start()
     dead = i.wait_dead(2)
     assert {r[:2] for r in dead} == {(x, "timeout") for x in i.keys["k1"]}
     i.stands()
@@ -341,10 +342,10 @@ def test_poison_that_hangs(inbox, handler):  # noqa: F811
     i = inbox()
     i.poison("k3", "hang", seq=4)
     i.send(100, keys=10)
-    c = i.consumer(dict(handler, timeout="300ms"), {
-        "database": {"timeout": "300ms"}, "limits": {"batch_events": 4},
+    c = i.consumer(dict(handler, timeout="500ms"), {
+        "database": {"timeout": "2s"}, "limits": {"batch_events": 4},
         "errors": [{"match": "timeout", "policy": "retry", "attempts": 2, "backoff": "10ms"}]}).start()
-    (dead,) = i.wait_dead(1, 40)
+    (dead,) = i.wait_dead(1)
     assert dead[:2] == (i.keys["k3"][3], "timeout") and dead[4] == 2
     i.check(without=[dead[0]])
     assert c.metric("postrider_pg_reconnects_total") == 0, "the session lived on"
@@ -375,7 +376,7 @@ def test_breaker(inbox, handler):  # noqa: F811
     c = i.consumer(handler, {"errors": [{"match": "sqlstate:53*", "policy": "breaker", "backoff": "50ms",
                                          "backoff_max": "200ms"}]}).start()
     i.wait_state(c, "error")
-    wait_until(lambda: i.one("SELECT last_value FROM app.tries") > 4, 10, "probes")
+    wait_until(lambda: i.one("SELECT last_value FROM app.tries") > 4, 30, "probes")
     assert i.count() == 0 and i.dead() == [] and i.parked() == []
     i.cure()
     i.check()
@@ -389,7 +390,7 @@ def test_rule_stop(inbox):  # noqa: F811
     i.poison("k1", "P0001")
     i.send(20, keys=4)
     c = i.consumer(config={"errors": [{"match": "sqlstate:P0001", "policy": "stop"}]}).start()
-    assert c.wait(20) == 1
+    assert c.wait(60) == 1
     assert "poison" in c.log_text()
     i.cure()
     c.start()
@@ -444,7 +445,7 @@ def test_the_same_id_with_other_bytes(inbox):  # noqa: F811
     (dead,) = i.wait_dead(1)
     assert dead[:3] == (first, "decode", "altered")
     i.check()
-    assert c.metric("postrider_inbox_duplicates_total") == 1
+    wait_until(lambda: c.metric("postrider_inbox_duplicates_total") == 1, 30, "it to be counted")  # behind the commit
 
 
 def test_duplicates_in_one_batch_and_across_batches(inbox):  # noqa: F811
@@ -458,5 +459,5 @@ def test_duplicates_in_one_batch_and_across_batches(inbox):  # noqa: F811
             i.put(key, json.dumps({"seq": seq}), [("id", id), ("type", "Moved")])
     c = i.consumer(SET).start()
     i.check()
-    wait_until(lambda: c.metric("postrider_inbox_duplicates_total") == 150, 5, "all to be counted")
+    wait_until(lambda: c.metric("postrider_inbox_duplicates_total") == 150, 30, "all to be counted")
     assert i.dead() == []

@@ -12,7 +12,7 @@ import threading
 import pytest
 from inbox import inbox  # noqa: F401
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 class Hostile:
@@ -105,10 +105,10 @@ def test_h1_hostile_receiver(inbox, hostile):  # noqa: F811
     for n in range(200):
         i.event(f"good-{n % 10}")
     i.flush()
-    c = i.consumer({"kind": "http", "url": f"http://127.0.0.1:{hostile.port}/events", "timeout": "700ms"}, {
+    c = i.consumer({"kind": "http", "url": f"http://127.0.0.1:{hostile.port}/events", "timeout": "4s"}, {
         "errors": [{"match": "*", "policy": "park", "attempts": 2, "backoff": "100ms", "backoff_max": "200ms"}]}).start()
-    c.wait_ready()
-    dead = {bad[r[0]]: r[1:3] for r in i.wait_dead(len(kinds) - 1, 60)}
+    c.wait_ready(90)
+    dead = {bad[r[0]]: r[1:3] for r in i.wait_dead(len(kinds) - 1, 90)}
     i.stands()
     assert {k: [x for x in v] for k, v in hostile.heard.items()} == {f"good-{k}": list(range(1, 21)) for k in range(10)}
     assert {k: dead[k] for k in ("500", "410", "429", "302", "bomb")} == {
@@ -126,7 +126,7 @@ def test_h1_receiver_without_a_certificate(inbox, hostile):  # noqa: F811
     """TLS where there is none: the breaker, not a grave for every event."""
     i = inbox()
     i.send(20)
-    c = i.consumer({"kind": "http", "url": f"https://127.0.0.1:{hostile.port}/events", "timeout": "700ms"}).start()
+    c = i.consumer({"kind": "http", "url": f"https://127.0.0.1:{hostile.port}/events", "timeout": "4s"}).start()
     answer = i.wait_state(c, "error")
     assert "no answer" in json.dumps(answer) and answer["checks"]["breaker_open"] is True
     assert i.dead() == [] and i.parked() == [] and not hostile.asked

@@ -10,7 +10,7 @@ import pytest
 from inbox import inbox  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(240)
 KIND = {"kind": "scheduler"}
 MANY = int(os.environ.get("POSTRIDER_TIMERS", 100000))
 
@@ -23,7 +23,7 @@ def make(i, n, due="now()"):
 
 def installed(i):
     i.consumer(KIND).start().wait_ready()
-    wait_until(lambda: i.one("SELECT to_regclass('scheduler.timer')"), 20, "the schema")
+    wait_until(lambda: i.one("SELECT to_regclass('scheduler.timer')"), 60, "the schema")
     i.consumers[0].terminate()
     return i
 
@@ -39,8 +39,8 @@ def test_dies_while_it_fires(inbox, fault):  # noqa: F811
     i = installed(inbox())
     make(i, 3000)
     first = i.consumer(KIND).start(fault=fault)
-    assert first.wait(30) == -signal.SIGKILL
-    wait_until(lambda: i.one("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE %s", (f"%{i.group} clock",)) == 0, 20,
+    assert first.wait(60) == -signal.SIGKILL
+    wait_until(lambda: i.one("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE %s", (f"%{i.group} clock",)) == 0, 60,
                "its session to end")
     fired = i.one("SELECT count(*) FROM outbox.event WHERE type = 'TimerFired'")
     assert fired == (0 if "before" in fault else 1000)
@@ -60,7 +60,7 @@ def test_killed_again_and_again(inbox):  # noqa: F811
     members = [i.member(KIND).start() for _ in range(2)]
     for n in range(4):
         have = i.one("SELECT count(*) FROM outbox.event")
-        wait_until(lambda: i.one("SELECT count(*) FROM outbox.event") > have or i.one("SELECT count(*) FROM outbox.event") >= 30600, 40, "some to fire")
+        wait_until(lambda: i.one("SELECT count(*) FROM outbox.event") > have or i.one("SELECT count(*) FROM outbox.event") >= 30600, 60, "some to fire")
         members[n % 2].kill9()
         members[n % 2].start()
     wait_until(lambda: i.one("SELECT count(*) FROM outbox.event WHERE type = 'TimerArmed'") == 300, 60, "the commands")
@@ -76,8 +76,8 @@ def test_started_over_a_backlog(inbox):  # noqa: F811
     i.put(id, json.dumps({"timer_id": id, "kind": "x", "at": "2099-01-01T00:00:00Z"}), [("id", str(uuid.uuid4())), ("type", "ScheduleAt")])
     i.flush()
     i.consumers[0].start()
-    wait_until(lambda: i.one("SELECT state FROM scheduler.timer WHERE timer_id = %s UNION ALL SELECT NULL", (id,)) == "ARMED", 20, "the command")
-    wait_until(lambda: i.one("SELECT count(*) FROM scheduler.timer WHERE state = 'ARMED'") == 1, 100, "all to fire", interval=0.1)
+    wait_until(lambda: i.one("SELECT state FROM scheduler.timer WHERE timer_id = %s UNION ALL SELECT NULL", (id,)) == "ARMED", 60, "the command")
+    wait_until(lambda: i.one("SELECT count(*) FROM scheduler.timer WHERE state = 'ARMED'") == 1, 150, "all to fire", interval=0.1)
     assert i.db.query("SELECT count(*), count(DISTINCT aggregateid) FROM outbox.event WHERE type = 'TimerFired'") == [(MANY, MANY)]
     took = i.one("SELECT extract(epoch FROM max(ended_at) - min(ended_at)) FROM scheduler.timer")
     print(f"{MANY} timers in {took:.1f} s, {MANY / float(took):.0f}/s")
@@ -91,10 +91,10 @@ def test_postgres_away(own_pg, kafka, inbox):  # noqa: F811
     i = installed(inbox(pg=pg))
     make(i, 20000, "now() + n * interval '100 us'")
     c = i.consumers[0].start()
-    wait_until(lambda: i.one("SELECT count(*) FROM outbox.event") > 0, 20, "some to fire")
+    wait_until(lambda: i.one("SELECT count(*) FROM outbox.event") > 0, 60, "some to fire")
     pg.kill()
-    wait_until(lambda: c.get("/readyz")[0] == 503, 20, "it to say so")
+    wait_until(lambda: c.get("/readyz")[0] == 503, 60, "it to say so", ignore=(OSError,))
     pg.start()
-    wait_until(lambda: i.one("SELECT NOT EXISTS (SELECT FROM scheduler.timer WHERE state = 'ARMED')"), 60, "all to fire", ignore=(Exception,))
+    wait_until(lambda: i.one("SELECT NOT EXISTS (SELECT FROM scheduler.timer WHERE state = 'ARMED')"), 90, "all to fire", ignore=(Exception,))
     assert i.db.query("SELECT count(*), count(DISTINCT aggregateid) FROM outbox.event WHERE type = 'TimerFired'") == [(20000, 20000)]
-    i.wait_state(c, "ok", 30)
+    i.wait_state(c, "ok")

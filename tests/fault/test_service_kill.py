@@ -7,7 +7,7 @@ import pytest
 from service import Api, Service
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 FAST = {"password": {"passes": 1, "memory": "8kB"}}
 
 
@@ -45,9 +45,9 @@ def test_killed_at_any_moment(user):
     s = user().start().wait_ready()
     for n in range(10):
         body = {"email": f"u{n}@example.org", "password": "secret-1", "name": "U"}
-        c = http.client.HTTPConnection("127.0.0.1", s.port, timeout=10)
+        c = http.client.HTTPConnection("127.0.0.1", s.port, timeout=30)
         c.request("POST", "/users", json.dumps(body), {"Content-Type": "application/json", "Idempotency-Key": f"k-{n}"})
-        wait_until(lambda: n % 2 or user.db.one('SELECT count(*) FROM "user".user_account') > n, 10, "the row")
+        wait_until(lambda: n % 2 or user.db.one('SELECT count(*) FROM "user".user_account') > n, 30, "the row")
         s.kill9()
         c.close()
         s = user().start().wait_ready()

@@ -581,7 +581,7 @@ class Kafka(Server):
         wait_until(answers, timeout, "Kafka to answer", interval=0.05, ignore=(KafkaException,))
         return self
 
-    def warm(self, timeout=90):
+    def warm(self, timeout=120):
         """Makes the broker create its transaction and group topics now, not in a test."""
         from confluent_kafka import Producer
         p = Producer({"bootstrap.servers": self.bootstrap, "transactional.id": f"warm-{uuid.uuid4()}",
@@ -605,7 +605,7 @@ class Kafka(Server):
         if self._admin is None:
             from confluent_kafka.admin import AdminClient
             self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0,
-                                       "socket.timeout.ms": 20000, "reconnect.backoff.max.ms": 200})
+                                       "socket.timeout.ms": 30000, "reconnect.backoff.max.ms": 200})
         return self._admin
 
     def _metadata(self, timeout=30, topic=None):
@@ -643,19 +643,19 @@ class Kafka(Server):
             p.leader >= 0 for p in self._metadata().topics[name].partitions.values()), timeout, f"topic {name}")
         return name
 
-    def add_partitions(self, name, total, timeout=30):
+    def add_partitions(self, name, total, timeout=60):
         from confluent_kafka.admin import NewPartitions
         self._unless_fenced(lambda: self.admin.create_partitions([NewPartitions(name, total)])[name], f"{total} partitions of {name}", timeout)
         wait_until(lambda: self.topics().get(name) == total, timeout, f"{total} partitions of {name}")
 
-    def delete_topic(self, name, timeout=30):
+    def delete_topic(self, name, timeout=60):
         self.admin.delete_topics([name])[name].result(timeout)
         wait_until(lambda: name not in self.topics(), timeout, f"topic {name} to go")
         # The broker says so before its logs are shut: until then it takes records that go with them.
         logs = re.compile(re.escape(name) + r"-\d+")
         wait_until(lambda: not any(map(logs.fullmatch, os.listdir(self.data))) or name in self.topics(), timeout, f"the logs of {name} to go")
 
-    def set_topic_config(self, name, config, timeout=30):
+    def set_topic_config(self, name, config, timeout=60):
         """Replaces the topic's own settings by config. The broker shows a change before its logs go by it, and takes one after the
         other: when a second one is shown (flush.ms, at its largest either way), the first is in force."""
         from confluent_kafka.admin import ConfigResource

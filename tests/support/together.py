@@ -16,7 +16,7 @@ class Sent:
     """A request that was sent; answer() waits for it. None: the service has died."""
 
     def __init__(self, port, path, body, token=None, key=None):
-        self.conn = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self.conn = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self.conn.connect()
         h = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {}),
              **({"Idempotency-Key": key} if key else {})}
