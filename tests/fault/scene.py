@@ -67,7 +67,7 @@ class Scene:
     def published(self, relay):
         return relay.metric("postrider_published_total")
 
-    def flows(self, relay, more=1, timeout=20):
+    def flows(self, relay, more=1, timeout=45):
         """Until the relay has published `more` events from now on (a fresh process counts from 0)."""
         before = self.count(relay)
         wait_until(lambda: (self.count(relay) or 0) >= (before or 0) + more, timeout, f"{more} more events",
@@ -99,7 +99,7 @@ class Scene:
             assert r.dup <= deaths * 2 * BATCH, r.report()
         return r
 
-    def drained(self, relay, timeout=10):
+    def drained(self, relay, timeout=30):
         """Until the relay itself says that nothing is owed (after .check() has said so)."""
         seen = []
 
@@ -116,7 +116,7 @@ class Scene:
     def no_lag(self, standby):
         """Until a relay that stands by sees no lag either."""
         try:
-            wait_until(lambda: standby.metric("postrider_lag_seconds", 9) == 0, 10, "the standby's lag to be 0")
+            wait_until(lambda: standby.metric("postrider_lag_seconds", 9) == 0, 30, "the standby's lag to be 0")
         except AssertionError as e:
             row = self.db.query("SELECT published_seq, (SELECT max(seq) FROM outbox.event) FROM outbox.relay")
             raise AssertionError(f"{e}; published and last seq {row}; {standby.get('/status.json')}") from None

@@ -212,7 +212,7 @@ class Inbox:
     def count(self, where="true"):
         return self.db.one(f"SELECT count(*) FROM app.effect WHERE {where}")
 
-    def wait_count(self, n, timeout=20, where="true"):
+    def wait_count(self, n, timeout=45, where="true"):
         """Until so many effects are there; a database that is just starting counts as none."""
         seen = []
 
@@ -234,12 +234,12 @@ class Inbox:
         return "; ".join(f"{what}: {self.db.query(sql)}" for what, sql in asked.items()) + \
             f"; ends: {self.kafka.end_offsets(self.topic)}"
 
-    def flows(self, more=100, timeout=20):
+    def flows(self, more=100, timeout=45):
         """Until so many more effects are there."""
         self.wait_count(wait_until(lambda: self.count() + more, timeout, "the database",
                                    ignore=(psycopg2.OperationalError,)), timeout)
 
-    def stands(self, timeout=20):
+    def stands(self, timeout=45):
         """Until the positions say that all of the topic is done: after that nothing may come any more."""
         ends = {p: n for p, n in self.kafka.end_offsets(self.topic).items() if n > 0}
 
@@ -283,7 +283,7 @@ class Inbox:
                 found.append(f"{key}: {back[0][1]} was applied after {back[0][0]}")
         return found
 
-    def check(self, without=(), timeout=30, more=False):
+    def check(self, without=(), timeout=45, more=False):
         """All that was sent is applied, once each, in order per key; and nothing is under way any more. more: more is
         to come, so that need not be waited for now."""
         self.flush()
@@ -297,7 +297,7 @@ class Inbox:
         return self.db.query(f"SELECT {columns} FROM inbox.parked WHERE \"group\" = %s ORDER BY message_offset",
                              (self.group,))
 
-    def wait_parked(self, n, timeout=15):
+    def wait_parked(self, n, timeout=45):
         try:
             wait_until(lambda: len(self.parked()) == n, timeout, f"{n} parked messages")
         except WaitTimeout as e:
@@ -307,7 +307,7 @@ class Inbox:
         return self.db.query(f"SELECT {columns} FROM inbox.dead_letter WHERE \"group\" = %s ORDER BY entry",
                              (self.group,))
 
-    def wait_dead(self, n, timeout=15):
+    def wait_dead(self, n, timeout=45):
         try:
             wait_until(lambda: len(self.dead()) >= n, timeout, f"{n} dead letters")
         except WaitTimeout as e:
@@ -320,7 +320,7 @@ class Inbox:
         assert (status == 200) == answer["ready"], answer
         return answer["state"]
 
-    def wait_state(self, consumer, state, timeout=15):
+    def wait_state(self, consumer, state, timeout=45):
         """Until /readyz names the state; returns its answer."""
         last = []
 

@@ -28,7 +28,7 @@ def header(record, name):
     return found[0] if found else None
 
 
-def read_topic(kafka, topic, n=0, timeout=20):
+def read_topic(kafka, topic, n=0, timeout=45):
     """All records as a read_committed consumer sees them, by partition and offset, as soon as n different
     events are there. With a consumer of its own: in librdkafka 2.0 one that knew a topic which is deleted never
     closes."""
@@ -118,7 +118,7 @@ class Outbox:
                  "(%s + n - 1)::text, %s::jsonb FROM unnest(%s::text[]) WITH ORDINALITY AS u (k, n) ORDER BY n",
                  (kind, start, payload, list(keys)))
 
-    def read(self, topic, n=0, timeout=20):
+    def read(self, topic, n=0, timeout=45):
         return read_topic(self.kafka, topic, n, timeout)
 
     def run(self, *args, **kw):
@@ -129,7 +129,7 @@ class Outbox:
         status, body = self.relay.get("/readyz")
         return status, json.loads(body)
 
-    def wait_state(self, state, timeout=15):
+    def wait_state(self, state, timeout=45):
         """Waits until /readyz names the state; returns its answer."""
         def there():
             status, answer = self.readyz()
@@ -147,7 +147,7 @@ class Outbox:
     def parked(self, columns="seq"):
         return self.sql(f"SELECT {columns} FROM outbox.parked ORDER BY seq")
 
-    def wait_parked(self, n, timeout=15):
+    def wait_parked(self, n, timeout=45):
         try:
             wait_until(lambda: len(self.parked()) == n, timeout, f"{n} parked events")
         except WaitTimeout as e:

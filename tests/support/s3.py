@@ -78,7 +78,7 @@ jclouds.filesystem.basedir={self.data}
     def stop(self):
         if self.running():
             self.signal(signal.SIGTERM)
-        self.wait(20)
+        self.wait(60)
         self._forget()
 
     def bucket(self, name):

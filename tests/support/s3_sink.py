@@ -39,7 +39,7 @@ class S3Sink(Sink):
             with open(path, "wb") as f:
                 f.write(data)
 
-    def check(self, timeout=30, topics=None, without=(), manifest=False):
+    def check(self, timeout=60, topics=None, without=(), manifest=False):
         """All is published, each record once, as it is."""
         self.published(timeout)
         self.fetch()

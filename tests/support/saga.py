@@ -379,13 +379,13 @@ class Scene:
         rows = self.db.query("SELECT id::text, state FROM saga.instance")
         return {i: s for i, s in rows if ids is None or i in ids}
 
-    def wait_state(self, id, state, timeout=20):
+    def wait_state(self, id, state, timeout=60):
         try:
             wait_until(lambda: self.state(id) == state, timeout, f"saga {id} to be {state}", interval=0.01)
         except WaitTimeout as e:
             raise AssertionError(f"{e}\n{self.story(id)}") from None
 
-    def wait_over(self, ids, timeout=40, but=()):
+    def wait_over(self, ids, timeout=90, but=()):
         """Until all have ended; but: states that will do as well."""
         ids = set(ids)
 
@@ -427,7 +427,7 @@ class Scene:
             text.append(f"--- {c.name} {'runs' if c.running() else 'does not run'}\n{servers.tail(c.log, 6)}")
         return "\n".join(text)
 
-    def order(self, id, what, step=None, detail=None, by="test", timeout=10):
+    def order(self, id, what, step=None, detail=None, by="test", timeout=40):
         """An operator's order, and what became of it: (outcome, reason)."""
         entry = self.db.one("SELECT saga.order_new(%s, %s, %s, %s, %s)",
                             (id, what, step, json.dumps(detail) if detail is not None else None, by))
@@ -447,7 +447,7 @@ class Scene:
 
     # -- the end
 
-    def quiet(self, timeout=30):
+    def quiet(self, timeout=60):
         """Until nothing is under way any more: outboxes, topics, letters."""
         def nothing():
             return all(p.stands() for p in self.parts) and (not self.post or self.post.is_idle())
@@ -483,7 +483,7 @@ class Scene:
             found.append(f"the account differs from its ledger by {total}")
         return found
 
-    def check(self, ids=None, timeout=30):
+    def check(self, ids=None, timeout=60):
         """Waits for quiet, then the audit must find nothing."""
         self.quiet(timeout)
         found = self.wrong(ids)

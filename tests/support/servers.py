@@ -168,12 +168,12 @@ class Server:
     def sigstop(self):
         """SIGSTOP, and back only when every thread has stopped."""
         self.signal(signal.SIGSTOP)
-        wait_until(lambda: _all_stopped(self.pid), 10, f"{self.name} to stand still")
+        wait_until(lambda: _all_stopped(self.pid), 30, f"{self.name} to stand still")
 
     def sigcont(self):
         self.signal(signal.SIGCONT)
 
-    def wait(self, timeout=30):
+    def wait(self, timeout=60):
         """Waits for the end; returns the exit status (negative: killed by that signal)."""
         try:
             return self.proc.wait(timeout)
@@ -583,7 +583,7 @@ class Kafka(Server):
         p.init_transactions(timeout)
         return self
 
-    def stop(self, timeout=30):
+    def stop(self, timeout=60):
         """SIGTERM: a clean shutdown."""
         if self.running():
             self.signal(signal.SIGTERM)
@@ -844,7 +844,7 @@ class Daemon(Server):
         except urllib.error.HTTPError as e:
             return e.code, e.read().decode()
 
-    def wait_ready(self, timeout=30):
+    def wait_ready(self, timeout=60):
         last = []
 
         def ready():
@@ -865,7 +865,7 @@ class Daemon(Server):
     def kill9(self):
         return self.kill()
 
-    def terminate(self, timeout=30):
+    def terminate(self, timeout=60):
         """SIGTERM; returns the exit code."""
         self.signal(signal.SIGTERM)
         rc = self.wait(timeout)

@@ -249,7 +249,7 @@ class Sink:
             if self.i.one("SELECT to_regclass('sink.cut') IS NOT NULL") else []
         return f"{self.i.standing()}; cuts: {cuts[-12:]}; files: {final_files(self.directory)[-12:]}"
 
-    def published(self, timeout=30):
+    def published(self, timeout=60):
         """Until the positions say that all is published."""
         self.i.flush()
         try:
@@ -257,7 +257,7 @@ class Sink:
         except (AssertionError, WaitTimeout) as e:
             raise AssertionError(f"{e}\n{self.standing()}") from None
 
-    def check(self, timeout=30, topics=None, without=(), manifest=True):
+    def check(self, timeout=60, topics=None, without=(), manifest=True):
         """All is published, each record once, as it is; nothing half done is left; manifests tell the truth."""
         self.published(timeout)
         found = wrong(self.directory, self.i.kafka, topics or [self.i.topic], without)
@@ -270,7 +270,7 @@ class Sink:
                 found[:] = wrong_with_manifests(self.directory)
                 return not found
             try:
-                wait_until(well, 25, "the manifests", ignore=(OSError,))
+                wait_until(well, 60, "the manifests", ignore=(OSError,))
             except WaitTimeout:
                 raise AssertionError("; ".join(found[:5]) + "\n" + self.standing()) from None
 

@@ -138,7 +138,7 @@ class Topics:
     def logs(self):
         return "\n".join(f"--- {c.name} on port {c.port}\n{servers.tail(c.log, 15)}" for c in self.consumers)
 
-    def wait_done(self, ids, timeout=30):
+    def wait_done(self, ids, timeout=60):
         ids = set(ids)
         try:
             wait_until(lambda: ids <= self.done(), timeout, f"{len(ids)} effects", interval=0.02)
@@ -152,7 +152,7 @@ class Topics:
         return {t: {p: n for p, n in self.kafka.end_offsets(t).items() if n > 0}
                 for t in [self.topic, *(self.retry(i + 1) for i in range(len(self.delays)))]}
 
-    def wait_stands(self, timeout=30):
+    def wait_stands(self, timeout=60):
         """Until the group's offsets are at the end of all its topics."""
         last = []
 
@@ -165,7 +165,7 @@ class Topics:
         except WaitTimeout:
             raise AssertionError(f"offsets have not reached the ends after {timeout} s: {last}\n{self.logs()}") from None
 
-    def wait_dead(self, n, timeout=30):
+    def wait_dead(self, n, timeout=60):
         def there():
             return len(self.read(self.dead)) >= n and self.read(self.dead)
         try:
@@ -186,7 +186,7 @@ class Topics:
             assert t["seq"] <= last.get(t["key"], 0) + 1, f"{t['key']}: {t['seq']} after {last.get(t['key'], 0)}"
             last[t["key"]] = max(t["seq"], last.get(t["key"], 0))
 
-    def wait_state(self, consumer, state, timeout=15):
+    def wait_state(self, consumer, state, timeout=60):
         last = []
 
         def there():
