@@ -3,6 +3,7 @@ man in the middle who answers in its place, slowly, by half or not at all.
 
 Refuses to ask the sink whether it did well: what is in the bucket is read from the store's directory.
 """
+import contextlib
 import hashlib
 import hmac
 import http.client
@@ -132,8 +133,9 @@ jclouds.filesystem.basedir={self.data}
             for name in files:
                 path = os.path.join(at, name)
                 key = os.path.relpath(path, top)
-                if not key.startswith(".mpus") and not name.endswith((".tmp", ".part")):
-                    with open(path, "rb") as f:
+                # The store writes beside the object, under its name with a uuid behind, and moves it there.
+                if not key.startswith(".mpus") and not name.endswith((".tmp", ".part")) and not re.search(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", name):
+                    with contextlib.suppress(FileNotFoundError), open(path, "rb") as f:
                         found[key] = f.read()
         return found
 
