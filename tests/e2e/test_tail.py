@@ -24,7 +24,7 @@ def outbox(pg_server, kafka):
 
 
 def tail(o, *args, **kw):
-    done = o.run("tail", "--json", *args, check=True, **kw)
+    done = o.run("tail", "--json", "--timeout", "60s", *args, check=True, **kw)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -74,7 +74,7 @@ def test_a_slow_partition_beside_a_busy_one(kafka, cli):
     writer.start()
     try:
         for _ in range(3):
-            done = cli("tail", "--json", "--brokers", kafka.bootstrap, "--topic", busy, "--topic", slow, "--limit", "20", check=True)
+            done = cli("tail", "--json", "--brokers", kafka.bootstrap, "--topic", busy, "--topic", slow, "--limit", "20", "--timeout", "60s", check=True)
             assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == [str(n) for n in range(31, 51)]
     finally:
         over.set()

@@ -947,7 +947,7 @@ class Cli:
     def __init__(self, program="postrider", variant=None):
         self.path = bin_path(program, variant)
 
-    def run(self, *args, check=False, timeout=60, input=None, env=None):
+    def run(self, *args, check=False, timeout=120, input=None, env=None):
         """CompletedProcess with text stdout and stderr; check=True asserts exit 0."""
         done = subprocess.run([self.path, *map(str, args)], capture_output=True, text=True, timeout=timeout,
                               input=input, stdin=subprocess.DEVNULL if input is None else None,
