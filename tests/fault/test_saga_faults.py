@@ -399,7 +399,8 @@ def test_a_hundred_thousand_due_timers(sagas):  # noqa: F811
     s.db.query("INSERT INTO saga.count VALUES ('buy', 'RUNNING', 9, %s)", (N,))
     s.db.query("ANALYZE saga.instance_0")
     s.engine.consumer.start()
-    wait_until(lambda: s.db.one("SELECT count(*) FROM saga.instance_0 WHERE state = 'COMPENSATING'") == N, 240, "all timers to fire", interval=0.3, interval_max=0.5)
+    wait_until(lambda: s.db.one("SELECT count(*) FROM saga.instance_0 WHERE state = 'COMPENSATING'") == N, 240, "all timers to fire",
+               interval=0.3, interval_max=0.5)
     assert s.db.query("SELECT what, op, count(*), count(DISTINCT saga_id) FROM saga.log WHERE what IN ('timeout', 'sent', 'sent_again') GROUP BY 1, 2 ORDER BY 1") == [
         ("sent", "undo", N, N), ("timeout", "do", N, N)]
     assert s.db.one("SELECT count(*) FROM outbox.event WHERE type = 'Free'") == N

@@ -290,7 +290,7 @@ class Postgres(Server):
                 os.rename(path + ".half", path)
         return path
 
-    def start(self, timeout=30):
+    def start(self, timeout=60):
         argv = [os.path.join(self.bindir, "postgres"), "-D", self.data, "-p", str(self.port)]
         for k, v in self.config.items():
             argv += ["-c", f"{k}={v}"]
@@ -549,7 +549,7 @@ class Kafka(Server):
         if not os.path.exists(self.data):
             shutil.copytree(cached, self.data)
 
-    def start(self, timeout=60, wait=True):
+    def start(self, timeout=120, wait=True):
         archive = self._archive()
         flags = [f"-XX:ArchiveClassesAtExit={self.archiving}"] if self.archiving else [
             "-Xshare:auto", "-Xlog:cds=off", f"-XX:SharedArchiveFile={archive}"]
@@ -561,7 +561,7 @@ class Kafka(Server):
             self.wait_ready(timeout)
         return self
 
-    def wait_ready(self, timeout=60):
+    def wait_ready(self, timeout=120):
         """Until metadata names the broker: the port alone opens earlier."""
         def answers():
             if not self.running():
@@ -575,7 +575,7 @@ class Kafka(Server):
         wait_until(answers, timeout, "Kafka to answer", interval=0.05, ignore=(KafkaException,))
         return self
 
-    def warm(self, timeout=30):
+    def warm(self, timeout=90):
         """Makes the broker create its transaction and group topics now, not in a test."""
         from confluent_kafka import Producer
         p = Producer({"bootstrap.servers": self.bootstrap, "transactional.id": f"warm-{uuid.uuid4()}",
@@ -677,7 +677,7 @@ class Redis(Server):
     def address(self):
         return f"127.0.0.1:{self.port}"
 
-    def start(self, timeout=30):
+    def start(self, timeout=60):
         argv = ["redis-server"]
         for k, v in self.config.items():
             argv += [f"--{k}", str(v)]
