@@ -21,6 +21,7 @@ import servers
 from inbox import inbox  # noqa: F401
 from wait import stays, wait_until
 
+pytestmark = pytest.mark.timeout(400)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 SECOND = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 EXAMPLE = os.path.join(servers.ROOT, "docs", "examples", "handlers", "webhook_receiver.py")
@@ -136,7 +137,7 @@ def test_each_event_is_posted_once_and_in_order(inbox, receiver):  # noqa: F811
         assert r.headers["webhook-signature"] == " ".join(want)
     assert [r.headers["traceparent"] for r in got.seen if r.event["key"] == "traced"] == [trace]
     assert not any("traceparent" in r.headers for r in got.seen if r.event["key"] != "traced")
-    wait_until(lambda: c.metric('postrider_consumer_handled_total') == 301, 10, "301 handled events")
+    wait_until(lambda: c.metric('postrider_consumer_handled_total') == 301, 30, "301 handled events")
     assert not box.dead() and not box.parked()
     assert c.terminate() == 0
 
@@ -154,7 +155,7 @@ def test_a_duplicate_is_not_posted_again(inbox, receiver):  # noqa: F811
     box.flush()
     box.stands()
     assert [r.event["payload"]["seq"] for r in got.seen] == [1, 2, 3]
-    assert c.metric("postrider_inbox_duplicates_total") == 1
+    wait_until(lambda: c.metric("postrider_inbox_duplicates_total") == 1, 30, "the duplicate to be counted")
 
 
 class Example:
@@ -169,7 +170,7 @@ class Example:
         self.proc = servers.spawn([sys.executable, "-B", EXAMPLE, "--port", str(self.port), "--database",
                                    os.path.join(self.dir, "seats.db")], log=log,
                                   env=dict(os.environ, WEBHOOK_SECRET=SECRET))
-        wait_until(lambda: "listening on" in open(log).read(), 10, "the example")
+        wait_until(lambda: "listening on" in open(log).read(), 60, "the example")
         return self
 
     def kill(self):
@@ -181,7 +182,7 @@ class Example:
         return f"http://127.0.0.1:{self.port}/events"
 
     def seats(self):
-        with urllib.request.urlopen(self.url.replace("/events", "/seats"), timeout=5) as r:
+        with urllib.request.urlopen(self.url.replace("/events", "/seats"), timeout=30) as r:
             return {s["seat"]: (s["user"], s["times"]) for s in json.load(r)}
 
 
@@ -216,11 +217,11 @@ def test_partitions_wander_under_load(inbox, receiver):  # noqa: F811
     got = receiver(lambda event: never.wait(0.02) or 204)
     box.send(1200, keys=40)
     first = box.member(http(got.url)).start()
-    wait_until(lambda: len(got.seen) > 100, 20, "the first hundred requests")
+    wait_until(lambda: len(got.seen) > 100, 60, "the first hundred requests")
     second = box.member(http(got.url)).start()
-    wait_until(lambda: len(got.seen) > 400, 20, "more requests")
+    wait_until(lambda: len(got.seen) > 400, 60, "more requests")
     assert first.terminate() == 0
-    box.stands(40)
+    box.stands(90)
     assert second.running() and not box.dead() and not box.parked()
     assert len(set(got.ids())) == 1200
     for key, ids in box.keys.items():
@@ -233,10 +234,17 @@ def test_both_sides_die_under_load(inbox, example):  # noqa: F811
     box = inbox()
     handler = http(example.url, secret="env:WEBHOOK_SECRET", timeout="3s")
     members = [box.consumer(handler, env={"WEBHOOK_SECRET": SECRET}).start() for _ in range(2)]
-    end = threading.Event()
+    end, most = threading.Event(), [2000]  # what is sent before it is handled must be handled in the end, on any machine
+
+    def applied():
+        n = sum(times for _, times in example.seats().values())
+        most[0] = n + 2000
+        return n
 
     def load():
         for i in range(100000):
+            while i >= most[0] and not end.wait(0.05):
+                pass
             key = f"k{i % 40}"
             box.event(key, {"seat": key, "user": str(len(box.keys[key]) + 1)})
             box.producer.poll(0)
@@ -246,9 +254,8 @@ def test_both_sides_die_under_load(inbox, example):  # noqa: F811
     t.start()
     try:
         for n in range(4):
-            before = sum(times for _, times in example.seats().values())
-            wait_until(lambda: sum(times for _, times in example.seats().values()) > before + 50, 30,
-                       "effects to come")
+            before = applied()
+            wait_until(lambda: applied() > before + 50, 60, "effects to come")  # noqa: B023
             members[n % 2].kill9()
             example.kill()
             example.start()
@@ -257,7 +264,7 @@ def test_both_sides_die_under_load(inbox, example):  # noqa: F811
         end.set()
         t.join()
     box.flush()
-    box.stands(60)
+    box.stands(120)
     assert example.seats() == {key: (str(len(ids)), len(ids)) for key, ids in box.keys.items()}
     assert not box.dead() and not box.parked()
 
@@ -274,7 +281,7 @@ def test_a_receiver_that_is_away(inbox, receiver):  # noqa: F811
     assert "127.0.0.1" in json.dumps(answer), answer
     stays(lambda: not box.dead() and not box.parked(), 0.5, "nothing is held back")
     got = receiver(port=port)
-    box.stands(40)
+    box.stands(60)
     c.wait_ready()
     assert sorted(got.ids()) == sorted(ids) and in_order(got.seen)
     assert not box.dead()
@@ -309,7 +316,8 @@ def test_a_refused_event_becomes_a_dead_letter(inbox, receiver):  # noqa: F811
     assert (id, cls, code, attempts, state) == (refused, "http", "422", 1, "dead")
     assert reason.endswith("answers 422: seat  A1  is taken ?"), reason
     assert seqs_by_key(got.seen)["k3"] == list(range(1, 11)) and in_order(got.seen)
-    assert [v for k, v in c.metrics().items() if "handled_total{" in k and 'outcome="dead_letter"' in k] == [1]
+    wait_until(lambda: [v for k, v in c.metrics().items() if "handled_total{" in k and 'outcome="dead_letter"' in k] == [1], 30,
+               "the dead letter to be counted")
 
 
 @pytest.mark.tsan
@@ -349,7 +357,7 @@ def test_a_stop_does_not_wait_for_a_receiver_that_hangs(inbox, receiver):  # noq
     c = box.consumer(http(got.url, timeout="60s"), conf).start().wait_ready()
     id = box.event("k")
     box.flush()
-    wait_until(got.ids, 10, "the request")
+    wait_until(got.ids, 45, "the request")
     since = time.monotonic()
     assert c.terminate() == 0
     assert time.monotonic() - since < 30  # the receiver hangs for 60
@@ -364,16 +372,16 @@ def test_a_late_answer_is_a_timeout(inbox, receiver):  # noqa: F811
     """A receiver that does not answer one event: class timeout, by its rule, and others are not buried with it."""
     box = inbox(partitions=1)
     hang = threading.Event()
-    got = receiver(lambda e: hang.wait(20) and 200 if e["key"] == "slow" else 200)
+    got = receiver(lambda e: hang.wait(60) and 200 if e["key"] == "slow" else 200)
     box.event("slow")
     ids = [box.event(f"k{i}") for i in range(50)]
     box.flush()
-    box.consumer(http(got.url, timeout="500ms"), {"errors": [
+    box.consumer(http(got.url, timeout="5s"), {"errors": [  # what a busy machine keeps for the others
         {"match": "timeout", "policy": "retry", "attempts": 2, "backoff": "50ms"}]}).start().wait_ready()
     box.stands()
     hang.set()
     ((_, cls, code, reason, attempts, _),) = box.dead()
-    assert (cls, code, attempts) == ("timeout", "", 2) and "did not answer within 500 ms" in reason
+    assert (cls, code, attempts) == ("timeout", "", 2) and "did not answer within 5000 ms" in reason
     assert set(ids) <= set(got.ids())
 
 
@@ -404,7 +412,7 @@ def test_a_stop_during_an_undo(inbox, receiver):  # noqa: F811
     got = receiver(judge)
     c = box.consumer(http(got.url, undo=True, timeout="60s")).start().wait_ready()
     ids = box.send(3, keys=1)
-    wait_until(lambda: got.ids("undo"), 10, "the undo")
+    wait_until(lambda: got.ids("undo"), 45, "the undo")
     assert c.terminate() == 0
     assert not box.parked() and not box.dead()
     hang.set()

@@ -33,17 +33,17 @@ def test_told(inbox, gate):  # noqa: F811
     i.event("k1")
     i.flush()
     c = i.consumer(c_handler(str(gate), timeout="1s")).start()
-    answer = i.wait_state(c, "error", timeout=40)
+    answer = i.wait_state(c, "error", timeout=60)
     told = re.fullmatch(r'the handler has not come back for (\d+) s: record 0 of partition 0 of "(.*)"', answer["sentence"])
     assert told and told.group(2) == i.topic and int(told.group(1)) >= 1, answer
     assert f"gdb -p {c.pid}" in answer["hint"] and i.topic in answer["checks"]["hung"]
     problem, = (p for p in json.loads(c.get("/status.json")[1])["problems"] if p["what"] == "hung")
     assert problem["severity"] == "error" and problem["seconds"] >= 0
-    wait_until(lambda: hung(i, c) > 12, 40, "more time than the watchdog would give it")
+    wait_until(lambda: hung(i, c) > 12, 60, "more time than the watchdog would give it")
     assert c.get("/healthz")[0] == 200
     gate.unlink()
-    i.wait_state(c, "ok", timeout=40)
-    assert hung(i, c) == 0
+    i.wait_state(c, "ok", timeout=60)
+    wait_until(lambda: hung(i, c) == 0, 30, "the trouble to be over")
     i.send(20)
     i.check()
 
@@ -62,7 +62,7 @@ def test_started_anew(inbox, gate, tmp_path):  # noqa: F811
         c.start()
         wait_until(lambda: c.get("/healthz")[0] == 503, 60, "/healthz to tell", ignore=(OSError,))
         assert json.loads(c.get("/healthz")[1])["thread"] == "handler"
-        wait_until(lambda: (m.status() or "").startswith("hung: the handler"), 10, "STATUS to tell")
+        wait_until(lambda: (m.status() or "").startswith("hung: the handler"), 45, "STATUS to tell")
         c.kill()
     hangs()
     hangs()

@@ -149,7 +149,7 @@ ALONE = {"PostriderAbsent"}  # about everybody
 
 
 def promtool(*args, input=None):
-    done = subprocess.run(["promtool", *args], input=input, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["promtool", *args], input=input, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

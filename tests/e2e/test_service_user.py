@@ -15,7 +15,7 @@ from inbox import inbox  # noqa: F401
 from service import Api, Service
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(200)
 FAST = {"password": {"passes": 1, "memory": "8kB"}}
 ANN = {"email": "ann@example.org", "password": "secret-1", "name": "Ann"}
 
@@ -126,7 +126,7 @@ def test_idempotency_key(users):
     assert {a.status for a in got} <= {201, 409} and any(a.status == 201 for a in got)
     assert len({a.json["user_id"] for a in got if a.status == 201}) == 1
     assert all(a.problem == "request-in-progress" and a.headers["Retry-After"] for a in got if a.status == 409)
-    wait_until(lambda: u.db.one("SELECT count(*) FROM service.idempotency") >= 2, 10)
+    wait_until(lambda: u.db.one("SELECT count(*) FROM service.idempotency") >= 2, 30)
 
 
 def test_idempotent_login_stores_no_token(users):
@@ -149,23 +149,24 @@ def test_keys_are_forgotten(users):
 
 
 def test_wrong_password_and_unknown_user_look_the_same(users):
-    """They take as long, too: both compute one hash. Medians of 9 within a factor, with hashes that dominate."""
+    """They take as long, too: both compute one hash. What the service's process has worked, whoever else is on the machine, within a
+    factor, with hashes that dominate."""
     u = users(password={"passes": 2, "memory": "16MB"}, login={"attempts": 1000})
     u.make()
-    answers, times = {}, {}
+    answers, work = {}, {}
     for email in (ANN["email"], "nobody@example.org") * 9:
-        began = time.monotonic()
+        began = u.service.cpu_seconds()
         a = u.api.post("/login", {"email": email, "password": "wrong-1"})
-        times.setdefault(email, []).append(time.monotonic() - began)
+        work[email] = work.get(email, 0) + u.service.cpu_seconds() - began
         answers[email] = (a.status, a.text)
-    known, unknown = (sorted(t)[4] for t in times.values())
+    known, unknown = work.values()
     assert len(set(answers.values())) == 1 and answers[ANN["email"]][0] == 401
-    assert 0.5 < known / unknown < 2, (known, unknown)
+    assert known > 0.1 and 0.5 < known / unknown < 2, (known, unknown)
 
 
 def test_attempts_are_limited(users):
     """Also the right password waits then, also of a user who is not there; a success ends the count."""
-    u = users(login={"attempts": 3, "window": "2s"})
+    u = users(login={"attempts": 3, "window": "10m"})
     u.make()
     for _ in range(2):
         assert u.login({"email": ANN["email"], "password": "wrong"}).status == 401
@@ -174,13 +175,14 @@ def test_attempts_are_limited(users):
         for _ in range(3):
             assert u.login({"email": email, "password": "wrong"}).problem == "wrong-credentials"
         limited = u.login({"email": email.upper(), "password": ANN["password"]})
-        assert limited.problem == "too-many-attempts" and 1 <= int(limited.headers["Retry-After"]) <= 3
+        assert limited.problem == "too-many-attempts" and 1 <= int(limited.headers["Retry-After"]) <= 600
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda _: u.login({"email": "many@x.y", "password": "wrong"}), range(8)))
     assert sum(a.status == 401 for a in got) <= 3
-    wait_until(lambda: isinstance(u.login(), str), 20, "the window to end")
-    wait_until(lambda: u.db.one('SELECT count(*) FROM "user".login_attempt WHERE window_ends < now() - interval \'15s\'')
-               == 0, 30)
+    assert u.login().problem == "too-many-attempts"
+    u.db.query('UPDATE "user".login_attempt SET window_ends = window_ends - interval \'11m\'')
+    assert isinstance(u.login(), str), "the window has ended"
+    wait_until(lambda: u.db.one('SELECT count(*) FROM "user".login_attempt') == 0, 45, "windows that have ended to be forgotten")
 
 
 def test_a_locked_account(users):
@@ -301,13 +303,13 @@ def test_an_expired_token(users):
 def test_keys_rotate(users):
     """A new key is published before it signs; tokens of the old one are good until they expire; then it is gone, also
     when the next rotation comes before that."""
-    u = users(jwt={"life": "3s", "rotate": "2s", "ahead": "1s"})
+    u = users(jwt={"life": "9s", "rotate": "4s", "ahead": "2s"})
     u.make()
     token = u.login()
     old = part(token, 0)["kid"]
     kids = lambda: [k["kid"] for k in u.api.get("/.well-known/jwks.json").json["keys"]]  # noqa: E731
-    wait_until(lambda: len(kids()) > 1, 30, "a new key")
-    new = wait_until(lambda: (k := part(t := u.login(), 0)["kid"]) != old and t, 30, "the new key to sign")
+    wait_until(lambda: len(kids()) > 1, 45, "a new key")
+    new = wait_until(lambda: (k := part(t := u.login(), 0)["kid"]) != old and t, 45, "the new key to sign")
     assert part(new, 0)["kid"] in kids()
     assert u.api.post("/tokens/verify", {"token": new}).json["valid"] is True
     wait_until(lambda: old not in kids(), 60, "the old key to go")
@@ -363,14 +365,14 @@ def test_a_frozen_postgres_holds_nobody_for_long(own_pg):
     s = Service("user", db.conninfo, config={**FAST, "database": {"timeout": "500ms"}}).start().wait_ready()
     try:
         api = Api(s.port)
-        assert api.post("/users", ANN).status == 201
+        wait_until(lambda: api.post("/users", ANN).status in (201, 409), 30, "an account")  # half a second may pass on a busy machine
         for pid in [pg.pid, *pg.backends()]:
             os.kill(pid, signal.SIGSTOP)
         try:
             began = time.monotonic()
             with ThreadPoolExecutor(8) as pool:
                 got = list(pool.map(lambda n: api.post("/login", {**ANN, "email": f"{n}@x.y"}).status, range(16)))
-            assert set(got) == {503} and time.monotonic() - began < 15
+            assert set(got) == {503} and time.monotonic() - began < 25  # a client gives up after 30
             assert s.get("/healthz")[0] == 200
         finally:
             for pid in [int(p) for p in os.popen(f"pgrep -P {pg.pid}").read().split()] + [pg.pid]:
@@ -390,7 +392,7 @@ def test_logins_do_not_eat_the_machine(users):
         assert u.api.get("/users/" + str(uuid.uuid4())).status == 401
         cheap = time.monotonic() - began
         got = [f.result() for f in logins]
-    assert {a.status for a in got} == {200, 503} and cheap < 5
+    assert {a.status for a in got} == {200, 503} and cheap < 20
     assert all(a.headers["Retry-After"] == "1" for a in got if a.status == 503)
     assert u.service.peak_rss_kb() < 250_000
 
@@ -400,7 +402,7 @@ def test_a_rude_client(shared):
     with socket.create_connection(("127.0.0.1", shared.service.port)) as slow:
         slow.sendall(b"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{")
         assert shared.api.post("/tokens/verify", {"token": "x"}).status == 200
-        slow.settimeout(30)
+        slow.settimeout(60)
         assert slow.recv(1000)[:20] in (b"", b"HTTP/1.1 408 Request ")
 
 
@@ -444,17 +446,17 @@ END $$"""
 def test_what_may_come_in_a_moment_is_awaited(users):
     """service.await: the call is repeated until what was missing has come; http.patience ends it with the refusal, and
     half of the workers at most wait so: the others are refused at once and cheap things go on."""
-    u = users(http={"patience": "20s", "workers": 4})
+    u = users(http={"patience": "30s", "workers": 4})
     ann = u.make()
     token = u.login()
     u.db.psql(NOT_YET)
-    ask = lambda: u.api.get(f"/users/{ann}", token=token, check=False)  # noqa: E731
+    ask = lambda: u.api.get(f"/users/{ann}", token=token, check=False, timeout=60)  # noqa: E731
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(ask) for _ in range(8)]
-        wait_until(lambda: sum(w.done() for w in waiting) == 6, 10, "those who may not wait")
+        wait_until(lambda: sum(w.done() for w in waiting) == 6, 20, "those who may not wait")
         assert [w.result().problem for w in waiting if w.done()] == ["not-yet"] * 6
         assert u.api.post("/users", {**ANN, "email": "b@c.d"}).status == 201
-        wait_until(lambda: u.db.one("SELECT last_value FROM tries") > 20, 10, "the call to be repeated")
+        wait_until(lambda: u.db.one("SELECT last_value FROM tries") > 20, 20, "the call to be repeated")
         u.db.psql("INSERT INTO come VALUES ('it')")
         got = [w.result() for w in waiting]
     assert sorted(a.status for a in got) == [200] * 2 + [409] * 6
@@ -500,7 +502,7 @@ def test_drains(users):
     u.make()
     with ThreadPoolExecutor(1) as pool:
         login = pool.submit(u.api.post, "/login", ANN)
-        wait_until(lambda: u.db.one('SELECT count(*) FROM "user".login_attempt') == 1, 10, "the login to begin")
+        wait_until(lambda: u.db.one('SELECT count(*) FROM "user".login_attempt') == 1, 30, "the login to begin")
         assert u.service.terminate() == 0
         assert login.result().status == 200
 
@@ -565,6 +567,6 @@ def test_check_user_through_kafka(inbox):  # noqa: F811
         i.put(ann.encode(), json.dumps({"user_id": ann}), [(k, v.encode()) for k, v in headers.items()])
         i.flush()
         reply = "SELECT headers ->> 'saga-outcome', payload FROM outbox.event WHERE headers ->> 'saga-id' = %s"
-        wait_until(lambda: i.db.query(reply, (saga,)) == [("done", {"user_id": ann, "state": "ACTIVE"})], 40, "the reply")
+        wait_until(lambda: i.db.query(reply, (saga,)) == [("done", {"user_id": ann, "state": "ACTIVE"})], 60, "the reply")
     finally:
         u.service.kill()

@@ -12,7 +12,7 @@ from s3_sink import S3Sink
 from sink import NAME, final_files, manifests
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def test_objects(inbox, store, compression):  # noqa: F811
     s.i.put("k0", None, [("id", str(uuid.uuid4()))])
     c = s.consumer().start()
     s.check()
-    assert c.metric("postrider_sink_records_total") == 1202
+    wait_until(lambda: c.metric("postrider_sink_records_total") == 1202, 30, "the records to be counted")
     assert all(NAME.match(f) for f in final_files(s.directory))
     assert not s.uploads(), "nothing is left under way"
-    wait_until(lambda: s.fetch() or manifests(s.directory), 20, "a manifest")
-    wait_until(lambda: s.fetch() or sum(m["records"] for m in manifests(s.directory).values()) == 1202, 20, "manifests of all of it")
+    wait_until(lambda: s.fetch() or manifests(s.directory), 60, "a manifest")
+    wait_until(lambda: s.fetch() or sum(m["records"] for m in manifests(s.directory).values()) == 1202, 60, "manifests of all of it")
     assert {f["path"] for m in manifests(s.directory).values() for f in m["files"]} == set(final_files(s.directory))
     path, sha = s.i.db.query("SELECT path, encode(sha256, 'hex') FROM sink.file ORDER BY path")[0]
     import hashlib
@@ -52,11 +52,11 @@ def test_a_prefix_of_another_group(inbox, store):  # noqa: F811
     s.consumer().start()
     s.check()
     other = s.consumer(group=s.i.group + "-2").start()
-    assert other.wait(20) == 78, servers.tail(other.log)
+    assert other.wait(60) == 78, servers.tail(other.log)
     said = servers.tail(other.log)
     assert f"{s.bucket}/raw/ is what group {s.i.group} writes to" in said and "another handler.s3.prefix" in said
     s.consumer(group=s.i.group + "-2", files={"prefix": "raw2/"}).start()
-    wait_until(lambda: "raw2/_manifest/owner" in store.objects(s.bucket), 20, "the next owner")
+    wait_until(lambda: "raw2/_manifest/owner" in store.objects(s.bucket), 60, "the next owner")
 
 
 def test_another_prefix(inbox, store):  # noqa: F811
@@ -67,7 +67,7 @@ def test_another_prefix(inbox, store):  # noqa: F811
     s.check()
     c.stop()
     moved = s.consumer(files={"prefix": "raw2/"}).start()
-    assert moved.wait(20) == 78, servers.tail(moved.log)
+    assert moved.wait(60) == 78, servers.tail(moved.log)
     assert f"nothing of it is in {s.bucket}/raw2/" in servers.tail(moved.log) and not store.objects(s.bucket, "raw2")
     os.unlink(os.path.join(store.data, s.bucket, "raw/_manifest/owner"))
     s.consumer().start()
@@ -77,7 +77,8 @@ def test_another_prefix(inbox, store):  # noqa: F811
 def test_parts(inbox, store):  # noqa: F811
     """An object of three parts, uploaded through a buffer of one."""
     between = s3.Between(store)
-    s = S3Sink(inbox(partitions=0), store, 1, endpoint=between.endpoint, max_age="1h", max_records=1300, part_bytes="5MB")
+    s = S3Sink(inbox(partitions=0), store, 1, endpoint=between.endpoint, max_age="1h", max_records=1300, part_bytes="5MB",
+               timeout="1m")  # a part that is not answered in time is sent again
     for n in range(1300):
         s.i.put(f"k{n}", json.dumps({"x": f"{n:05}" * 2000}), [("id", str(uuid.uuid4())), ("type", "L")])
     s.member().start()
@@ -111,7 +112,7 @@ def test_what_others_left_is_aborted(inbox, store):  # noqa: F811
     for key in [mine, *others]:
         store.begin(s.bucket, key)
     s.member().start()
-    wait_until(lambda: mine not in [k for k, _ in s.uploads()], 20, "the leftover to be aborted")
+    wait_until(lambda: mine not in [k for k, _ in s.uploads()], 60, "the leftover to be aborted")
     s.i.send(100)
     s.check()
     assert sorted(k for k, _ in s.uploads()) == sorted(others)
@@ -131,7 +132,7 @@ def test_refused(inbox, store, options, words):  # noqa: F811
     """A bucket, a key, an address that is wrong ends the start with 78 and says what and what to do."""
     s = S3Sink(inbox(partitions=0), store, 1, **options)
     c = s.member().start()
-    assert c.wait(20) == 78, servers.tail(c.log)
+    assert c.wait(60) == 78, servers.tail(c.log)
     log = servers.tail(c.log, 50)
     assert all(w in log for w in words), log
 
@@ -146,7 +147,7 @@ def test_another_region(inbox, store, what, words):  # noqa: F811
     between.rule("list-type", what, 100)
     s = S3Sink(inbox(partitions=0), store, 1, endpoint=between.endpoint)
     c = s.member().start()
-    assert c.wait(20) == 78, servers.tail(c.log)
+    assert c.wait(60) == 78, servers.tail(c.log)
     assert all(w in servers.tail(c.log, 50) for w in words)
     between.close()
 
@@ -156,7 +157,7 @@ def test_keys_of_the_environment(inbox, store):  # noqa: F811
     s = S3Sink(inbox(partitions=0), store, 1)
     del s.options["access_key"], s.options["secret_key"]
     c = s.member().start()
-    assert c.wait(20) == 78 and "AWS_ACCESS_KEY_ID" in servers.tail(c.log, 50)
+    assert c.wait(60) == 78 and "AWS_ACCESS_KEY_ID" in servers.tail(c.log, 50)
     s.i.send(50)
     s.member().start(env={"AWS_ACCESS_KEY_ID": s3.ACCESS, "AWS_SECRET_ACCESS_KEY": s3.SECRET})
     s.check()

@@ -24,12 +24,12 @@ def outbox(pg_server, kafka):
 
 
 def tail(o, *args, **kw):
-    done = o.run("tail", "--json", *args, check=True, **kw)
+    done = o.run("tail", "--json", "--timeout", "60s", *args, check=True, **kw)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def wait_types(o, types, *args):
-    return wait_until(lambda: (lambda r: r if {x["type"] for x in r} == types else None)(tail(o, *args)), 20, f"{types}")
+    return wait_until(lambda: (lambda r: r if {x["type"] for x in r} == types else None)(tail(o, *args)), 60, f"{types}")
 
 
 def test_newest_of_all_topics(outbox):
@@ -47,11 +47,11 @@ def test_newest_of_all_topics(outbox):
 
 def test_committed_only(outbox, kafka):
     p = confluent_kafka.Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": outbox.name + "x"})
-    p.init_transactions(20)
+    p.init_transactions(60)
     p.begin_transaction()
     p.produce(outbox.b, b"x", key="aborted")
-    p.flush(20)
-    p.abort_transaction(20)
+    p.flush(60)
+    p.abort_transaction(60)
     outbox.publish("b", "1", type="T")
     assert [r["key"] for r in wait_types(outbox, {"T"})] == ["1"]
 
@@ -74,7 +74,7 @@ def test_a_slow_partition_beside_a_busy_one(kafka, cli):
     writer.start()
     try:
         for _ in range(3):
-            done = cli("tail", "--json", "--brokers", kafka.bootstrap, "--topic", busy, "--topic", slow, "--limit", "20", check=True)
+            done = cli("tail", "--json", "--brokers", kafka.bootstrap, "--topic", busy, "--topic", slow, "--limit", "20", "--timeout", "60s", check=True)
             assert [json.loads(line)["key"] for line in done.stdout.splitlines()] == [str(n) for n in range(31, 51)]
     finally:
         over.set()
@@ -93,7 +93,7 @@ def test_follow(outbox):
         assert (row["key"], row["topic"]) == ("second", outbox.b)
     finally:
         p.terminate()
-        p.wait(20)
+        p.wait(60)
 
 
 def test_payload_needs_the_right(outbox):

@@ -78,7 +78,7 @@ class Screen(Terminal):
             frame = self.text.rsplit("\x1b[H", 2)[-2]
         return [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line).rstrip("\r") for line in frame.split("\x1b[J")[0].split("\n")]
 
-    def wait(self, what, timeout=20):
+    def wait(self, what, timeout=45):
         try:
             wait_until(lambda: "\x1b[J" in self.read(0.05) and what in "\n".join(self.now()), timeout, what)
         except AssertionError as e:
@@ -131,11 +131,11 @@ def test_screen_fits_and_q_restores(relay, consumer, before):
     assert re.search(r"  outbox.event.order +0 +0 +- +4$", "\n".join(lines), re.M) and "nan" not in "\n".join(lines)
     assert r"\x1b[2Jevil" in "\n".join(lines)
     s.resize(120, 40)
-    wait_until(lambda: len(s.now()) == 40, 10, "the larger screen")
+    wait_until(lambda: len(s.now()) == 40, 45, "the larger screen")
     s.resize(40, 10)
-    wait_until(lambda: len(s.now()) == 10 and max(map(len, s.now())) <= 40, 10, "the smaller screen")
+    wait_until(lambda: len(s.now()) == 10 and max(map(len, s.now())) <= 40, 45, "the smaller screen")
     s.type(b"q")
-    assert wait_until(lambda: (s.read(0.01), s.proc.poll())[1] is not None, 10, "the end") and s.proc.returncode == 0
+    assert wait_until(lambda: (s.read(0.01), s.proc.poll())[1] is not None, 45, "the end") and s.proc.returncode == 0
     s.read()
     restored(s, before)
 
@@ -149,7 +149,7 @@ def test_signals_restore(relay, before, how, rc):
         s.type(b"\x03")
     else:
         s.proc.send_signal(how)
-    wait_until(lambda: (s.read(0.01), s.proc.poll())[1] is not None, 10, "the end")
+    wait_until(lambda: (s.read(0.01), s.proc.poll())[1] is not None, 45, "the end")
     assert s.proc.returncode == rc
     s.read()
     restored(s, before)
@@ -165,15 +165,15 @@ def test_stopped_and_on_again(relay, before):
         s.read(0.01)
         with open(f"/proc/{s.proc.pid}/stat", encoding="ascii") as f:
             return f.read().rsplit(")", 1)[1].split()[0] == "T"
-    wait_until(stopped, 20, "it to stop")
+    wait_until(stopped, 45, "it to stop")
     s.read()
     restored(s, before)
     asked, drawn = relay.asked, len(s.text)
     s.proc.send_signal(signal.SIGCONT)
-    wait_until(lambda: relay.asked > asked and "orders" in s.read(0.05)[drawn:], 20, "it to go on")
+    wait_until(lambda: relay.asked > asked and "orders" in s.read(0.05)[drawn:], 45, "it to go on")
     assert s.settings() != before
     s.type(b"q")
-    wait_until(lambda: (s.read(0.01), s.proc.poll())[1] is not None, 20, "the end")
+    wait_until(lambda: (s.read(0.01), s.proc.poll())[1] is not None, 45, "the end")
     s.read()
     restored(s, before)
 

@@ -13,12 +13,12 @@ import pytest
 from topics import topics  # noqa: F401
 from wait import stays, wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 LATER = 9  # a passage in the middle of things
 
 
-def dies(consumer, point, timeout=40):
+def dies(consumer, point, timeout=60):
     """Starts the consumer so that it dies at the point; proves that it did."""
     consumer.start(fault=point)
     assert consumer.wait(timeout) == -signal.SIGKILL, consumer.log_text()[-3000:]
@@ -36,7 +36,7 @@ def load(t, n=300):
     return good, bad, late
 
 
-def settled(t, good, bad, late, timeout=60):
+def settled(t, good, bad, late, timeout=90):
     """All of it is where it belongs, once."""
     t.wait_done(good + late, timeout)
     t.wait_dead(len(bad), timeout)
@@ -88,7 +88,7 @@ def test_offsets_apart_are_seen(topics):  # noqa: F811
     t.flush()
     c = t.consumer()
     c.start(fault="topics_sent_before_commit", sabotage="topics_offsets_apart")
-    assert c.wait(40) == -signal.SIGKILL, c.log_text()[-3000:]
+    assert c.wait(60) == -signal.SIGKILL, c.log_text()[-3000:]
     c.start()
     t.wait_dead(2)
     assert list(t.times_in(t.retry(1)).values()) == [2]
@@ -104,7 +104,7 @@ def test_random_moments(topics):  # noqa: F811
     for _ in range(8):
         seen = len(t.effects())
         c.start()
-        wait_until(lambda s=seen: len(t.effects()) > s + rnd.randrange(1, 40) or len(t.done()) == 605, 40)
+        wait_until(lambda s=seen: len(t.effects()) > s + rnd.randrange(1, 40) or len(t.done()) == 605, 60)
         c.kill()
     c.start()
     settled(t, *everything)
@@ -125,7 +125,7 @@ def test_a_record_that_kills_the_process(topics):  # noqa: F811
     deaths = 0
     while deaths < 8:
         c.start()
-        wait_until(lambda: not c.running() or set(rest) <= t.done(), 40)
+        wait_until(lambda: not c.running() or set(rest) <= t.done(), 60)
         if c.running():
             break
         deaths += 1
@@ -148,7 +148,7 @@ def test_restarts_are_no_crashes(topics):  # noqa: F811
     for _ in range(5):
         seen = len(t.tries())
         c.start()
-        wait_until(lambda s=seen: len(t.tries()) > s, 30)
+        wait_until(lambda s=seen: len(t.tries()) > s, 60)
         assert c.terminate() == 0, c.log_text()[-2000:]
     t.cure("slow")
     c.start()
@@ -170,7 +170,7 @@ def test_a_zombie_is_refused(topics, where, tmp_path):  # noqa: F811
     bad = [t.event("bad") for _ in range(3)]
     t.flush()
     zombie = t.member({"kafka": {"properties": ["session.timeout.ms=6000"]}}).start(hold=f"{where}:{hold}")
-    wait_until(lambda: (tmp_path / "hold.held").exists(), 40)
+    wait_until(lambda: (tmp_path / "hold.held").exists(), 60)
     zombie.signal(signal.SIGSTOP)
     other = t.member().start()
     good = t.send(20)
@@ -182,7 +182,7 @@ def test_a_zombie_is_refused(topics, where, tmp_path):  # noqa: F811
     more = t.send(20, prefix="m")
     t.wait_done(more)
     t.wait_stands()
-    wait_until(lambda: "fenced" in zombie.log_text() or "not known" in zombie.log_text(), 30)
+    wait_until(lambda: "fenced" in zombie.log_text() or "not known" in zombie.log_text(), 60)
     assert zombie.running() and other.running()
     stays(lambda: t.times_in(t.retry(1)) == collections.Counter(bad), 1, "each failure once in the retry topic")
     assert t.times_in(t.dead) == collections.Counter(bad)
@@ -194,11 +194,13 @@ def test_rebalance_storm(topics):  # noqa: F811
     rnd = random.Random(3)
     stop = threading.Event()
     t.poison("bad", "fail 99 never")
-    bad, good = [], []
+    bad, good, most = [], [], [2000]  # what is sent before it is handled must be handled in the end, on any machine
 
     def stream():
         n = 0
         while not stop.wait(0.02):
+            if len(good) > most[0]:
+                continue
             n += 1
             good.extend(t.event(f"k{rnd.randrange(40)}") for _ in range(5))
             if n % 10 == 0:
@@ -210,19 +212,20 @@ def test_rebalance_storm(topics):  # noqa: F811
         here = [t.member().start()]
         for turn in range(6):
             before = len(t.done())
+            most[0] = before + 2000
             if len(here) < 3 and turn % 2 == 0:
                 here.append(t.member().start())
             else:
                 c = here.pop(0)
                 c.signal(signal.SIGTERM)
-            wait_until(lambda b=before: len(t.done()) > b + 100, 40, "work to go on")
+            wait_until(lambda b=before: len(t.done()) > b + 100, 60, "work to go on")
     finally:
         stop.set()
         thread.join()
     t.flush()
-    t.wait_done(good, 60)
-    t.wait_dead(len(bad), 60)
-    t.wait_stands(60)
+    t.wait_done(good, 90)
+    t.wait_dead(len(bad), 90)
+    t.wait_stands(90)
     for n in (1, 2):
         assert t.times_in(t.retry(n)) == collections.Counter(bad)
     assert t.times_in(t.dead) == collections.Counter(bad)
@@ -237,12 +240,12 @@ def test_a_broker_restart(topics, own_kafka):  # noqa: F811
     t = topics(kafka_=kafka)
     everything = load(t, 400)
     c = t.consumer().start()
-    wait_until(lambda: len(t.done()) > 50, 40)
+    wait_until(lambda: len(t.done()) > 50, 60)
     kafka.kill()
-    t.wait_state(c, "error", 30)
+    t.wait_state(c, "error")
     kafka.start()
     settled(t, *everything)
-    t.wait_state(c, "ok", 30)
+    t.wait_state(c, "ok")
 
 
 def test_a_cold_start_with_the_broker_away(topics, own_kafka):  # noqa: F811
@@ -252,10 +255,10 @@ def test_a_cold_start_with_the_broker_away(topics, own_kafka):  # noqa: F811
     ids = t.send(20)
     kafka.stop()
     c = t.consumer().start()
-    t.wait_state(c, "error", 30)
+    t.wait_state(c, "error")
     kafka.start()
     t.wait_done(ids, 60)
-    t.wait_state(c, "ok", 30)
+    t.wait_state(c, "ok")
 
 
 def test_topics_that_are_deleted(topics):  # noqa: F811
@@ -269,16 +272,16 @@ def test_topics_that_are_deleted(topics):  # noqa: F811
     t.poison("bad", "fail 99 never")
     bad = t.event("bad")
     good = t.send(20, prefix="g")
-    answer = t.wait_state(c, "error", 30)
+    answer = t.wait_state(c, "error")
     assert t.dead in answer["sentence"] and "create it again" in answer["hint"]
     t.kafka.create_topic(t.dead, 1)
-    t.wait_done(good, 40)
-    t.wait_dead(1, 40)
-    t.wait_state(c, "ok", 30)
+    t.wait_done(good, 60)
+    t.wait_dead(1)
+    t.wait_state(c, "ok")
     assert len(t.tries(bad)) == 1
     t.wait_stands()
     t.kafka.delete_topic(t.topic)
-    t.wait_state(c, "error", 30)
+    t.wait_state(c, "error")
     t.kafka.create_topic(t.topic, 1)
-    t.wait_done(t.send(5, prefix="m"), 40)
-    t.wait_state(c, "ok", 30)
+    t.wait_done(t.send(5, prefix="m"), 90)
+    t.wait_state(c, "ok")

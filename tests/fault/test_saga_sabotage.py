@@ -12,19 +12,19 @@ from confluent_kafka import Producer
 from saga import INBOX, buy, sagas  # noqa: F401
 from wait import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def barrier_off(sagas, flaw):  # noqa: F811
     """An answer is lost, the command comes again, and the service does it again."""
-    s = sagas(definitions={"buy.cfg": buy(timeout="400ms")}).start()
+    s = sagas(definitions={"buy.cfg": buy(timeout="3s")}).start()
     s.over = s.begin([{"post": {"PAYMENT": "lost:1"}, "script": {"PAYMENT": "deaf" if flaw else "done"}} for _ in range(5)])
     return s
 
 
 def undo_of_the_refused(sagas, flaw):  # noqa: F811
     """A payment that was refused is paid back all the same, by a service that does not listen to its barrier."""
-    s = sagas(definitions={"buy.cfg": buy(timeout="5s")})
+    s = sagas(definitions={"buy.cfg": buy(timeout="60s")})
     s.engine.consumer.env = {"POSTRIDER_SABOTAGE": flaw} if flaw else {}
     s.start()
     s.over = s.begin([{"script": {"PAYMENT": "refuse", "undo PAYMENT": "deaf"}} for _ in range(5)])
@@ -34,19 +34,19 @@ def undo_of_the_refused(sagas, flaw):  # noqa: F811
 def any_command(sagas, flaw):  # noqa: F811
     """A late yes to the first order of a payment, from a service that has lost it since; the engine has ordered anew and
     must not take the old answer for the new one's."""
-    s = sagas(definitions={"buy.cfg": buy(timeout="20s", undos=2)})
+    s = sagas(definitions={"buy.cfg": buy(timeout="60s", undos=2)})
     s.engine.consumer.env = {"POSTRIDER_SABOTAGE": flaw} if flaw else {}
     s.start()
     s.part["money"].consumer.terminate()
     s.over = s.begin(1)
     id, = s.over
-    wait_until(lambda: s.steps(id).get("PAYMENT") == "DOING", 20, "the payment to be ordered")
+    wait_until(lambda: s.steps(id).get("PAYMENT") == "DOING", 45, "the payment to be ordered")
     p = Producer({"bootstrap.servers": s.kafka.bootstrap, "log_level": 0})
     h = {"id": str(uuid.uuid4()), "type": "SagaReply", "saga-id": id, "saga-step": "PAYMENT", "saga-op": "do",
          "saga-command-id": str(uuid.uuid4()), "saga-outcome": "done"}
     p.produce(INBOX, b"{}", id, headers=[(k, v.encode()) for k, v in h.items()])
     assert p.flush(10) == 0
-    wait_until(lambda: s.log(id, "unknown") or s.steps(id)["PAYMENT"] == "DONE", 20, "the old answer to be seen")
+    wait_until(lambda: s.log(id, "unknown") or s.steps(id)["PAYMENT"] == "DONE", 45, "the old answer to be seen")
     if s.steps(id)["PAYMENT"] == "DONE":  # it sells what was not paid
         s.wait_state(id, "COMPLETED")
         s.found = s.wrong()

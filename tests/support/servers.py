@@ -922,6 +922,12 @@ class Daemon(Server):
     def status(self):
         return json.loads(self.get("/status.json")[1])
 
+    def cpu_seconds(self):
+        """What all its threads have worked so far."""
+        with open(f"/proc/{self.pid}/stat", encoding="ascii") as f:
+            user, system = f.read().rsplit(")", 1)[1].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def rss_kb(self):
         with open(f"/proc/{self.pid}/status", encoding="ascii") as f:
             return next(int(x.split()[1]) for x in f if x.startswith("VmRSS"))
