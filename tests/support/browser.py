@@ -177,9 +177,9 @@ class Page:
 
     def follow(self, selector):
         """A click on a link, until the page behind it is there: what is asked next is not asked of this one."""
-        self.js("window.left = false")
+        self.js("window.thisPage = true")
         self.click(selector)
-        self.wait("!('left' in window) && document.readyState === 'complete'", 90, f"the page behind {selector}")
+        self.wait("!('thisPage' in window) && document.readyState === 'complete'", 90, f"the page behind {selector}")
 
     def type(self, selector, text):
         self.click(selector)

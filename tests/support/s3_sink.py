@@ -40,7 +40,7 @@ class S3Sink(Sink):
             with open(path, "wb") as f:
                 f.write(data)
 
-    def check(self, timeout=30, topics=None, without=(), manifest=False):
+    def check(self, timeout=60, topics=None, without=(), manifest=False):
         """All is published, each record once, as it is; with manifest: those tell the truth, too."""
         self.published(timeout)
         self.fetch()

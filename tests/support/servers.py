@@ -635,8 +635,7 @@ class Kafka(Server):
             return True
         wait_until(done, timeout, what)
 
-    def create_topic(self, name, partitions=1, config=None, timeout=30):
-        from confluent_kafka import KafkaError, KafkaException
+    def create_topic(self, name, partitions=1, config=None, timeout=60):
         from confluent_kafka.admin import NewTopic
         self._unless_fenced(lambda: self.admin.create_topics([NewTopic(name, partitions, 1, config=config or {})])[name], f"topic {name}", timeout)
         wait_until(lambda: self.topics().get(name) == partitions and all(
@@ -644,6 +643,7 @@ class Kafka(Server):
         return name
 
     def add_partitions(self, name, total, timeout=60):
+        from confluent_kafka.admin import NewPartitions
         from confluent_kafka.admin import NewPartitions
         self._unless_fenced(lambda: self.admin.create_partitions([NewPartitions(name, total)])[name], f"{total} partitions of {name}", timeout)
         wait_until(lambda: self.topics().get(name) == total, timeout, f"{total} partitions of {name}")
