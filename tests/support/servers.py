@@ -644,7 +644,6 @@ class Kafka(Server):
 
     def add_partitions(self, name, total, timeout=60):
         from confluent_kafka.admin import NewPartitions
-        from confluent_kafka.admin import NewPartitions
         self._unless_fenced(lambda: self.admin.create_partitions([NewPartitions(name, total)])[name], f"{total} partitions of {name}", timeout)
         wait_until(lambda: self.topics().get(name) == total, timeout, f"{total} partitions of {name}")
 
