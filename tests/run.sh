@@ -102,7 +102,7 @@ pytest_group() {
 	[ "$workers" -le 1 ] || set -- -n "$workers" --dist loadfile "$@"
 	since=$(date +%s)
 	log=$LOGS/$(echo "$name" | tr ' ' -).log
-	{ POSTRIDER_VARIANT=$variant $PYTEST -q -rfE --timeout "${TEST_TIMEOUT:-240}" "$@" </dev/null 2>&1; echo $? >"$log.rc"; } |
+	{ POSTRIDER_VARIANT=$variant $PYTEST -q -rfE --timeout "${TEST_TIMEOUT:-400}" "$@" </dev/null 2>&1; echo $? >"$log.rc"; } |
 		tee "$log"
 	rc=$(cat "$log.rc")
 	closing=$(grep -E '^=* ?([0-9]+ [a-z]+(, )?)+.* in [0-9.]+s' "$log" | tail -1)
