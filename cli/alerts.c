@@ -28,21 +28,9 @@ enum { H_AT, H_WHAT, H_BY, H_NOTE };
 
 static int reach(struct cli *c, struct pr_pg **pg, struct pr_err *err)
 {
-	PGresult *res;
-	int there;
-
-	if (cli_connect_outbox(c, pg, err) < 0)
-		return -1;
-	res = pr_pg_exec(*pg, "SELECT pg_catalog.to_regclass('push.admin_alert') IS NOT NULL", 0, NULL, err);
-	if (!res)
-		return -1;
-	there = *PQgetvalue(res, 0, 0) == 't';
-	PQclear(res);
-	if (there)
-		return 0;
-	(void)pr_fail(err, PR_REJECT, "this database has no alerts: no consumer of kind push has run on it");
-	err->exit = PR_EX_NOT_FOUND;
-	return pr_hint(err, "name its file or its database: -c push-consumer.cfg");
+	return cli_connect_outbox(c, pg, err) < 0
+		       ? -1
+		       : cli_need(*pg, "push.admin_alert", "alerts", "push", "push-consumer.cfg", err);
 }
 
 static int number(const char *text, struct pr_err *err)

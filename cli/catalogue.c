@@ -10,22 +10,9 @@ enum { D_TOPIC, D_TYPE, D_PATH, D_KIND, D_WHAT, D_SEEN, D_FOUND };
 
 static int reach(struct cli *c, struct pr_pg **pg, struct pr_err *err)
 {
-	PGresult *res;
-	int there;
-
-	if (cli_connect(c, pg, err) < 0)
-		return -1;
-	res = pr_pg_exec(*pg, "SELECT pg_catalog.to_regclass('sink.drift') IS NOT NULL", 0, NULL, err);
-	if (!res)
-		return -1;
-	there = *PQgetvalue(res, 0, 0) == 't';
-	PQclear(res);
-	if (there)
-		return 0;
-	(void)pr_fail(
-		err, PR_REJECT, "this database has no catalogue: no consumer of kind sink has run on it");
-	err->exit = PR_EX_NOT_FOUND;
-	return pr_hint(err, "name its file or its database: -c sink.cfg");
+	return cli_connect(c, pg, err) < 0
+		       ? -1
+		       : cli_need(*pg, "sink.drift", "catalogue", "sink", "sink.cfg", err);
 }
 
 static const char places[] =

@@ -243,6 +243,11 @@ const char *cli_login(void); /* whom the database took us for, as SQL takes a na
 int cli_connect_outbox(
 	struct cli *c, struct pr_pg **ret, struct pr_err *err) PR_MUSTCHECK; /* and checks it */
 
+/* -1 PR_REJECT, not found, when the database lacks the table that a consumer of that kind makes. what: it has
+ * none of these; file: such a consumer's, as the hint names it. */
+int cli_need(struct pr_pg *pg, const char *table, const char *what, const char *kind, const char *file,
+	struct pr_err *err) PR_MUSTCHECK;
+
 /* sink.c. Whether the group copies; -1. Refuses (exit 5) when it does: hint says what to do instead. */
 int cli_is_sink(struct pr_pg *pg, const char *group, struct pr_err *err) PR_MUSTCHECK;
 int cli_refuse_sink(struct pr_pg *pg, const char *group, const char *hint, struct pr_err *err) PR_MUSTCHECK;

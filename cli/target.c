@@ -287,6 +287,25 @@ int cli_connect_outbox(struct cli *c, struct pr_pg **ret, struct pr_err *err)
 	return -1;
 }
 
+int cli_need(struct pr_pg *pg, const char *table, const char *what, const char *kind, const char *file,
+	struct pr_err *err)
+{
+	PGresult *res = pr_pg_exec(
+		pg, "SELECT pg_catalog.to_regclass($1) IS NOT NULL", 1, (const char *const[]){ table }, err);
+	int there;
+
+	if (!res)
+		return -1;
+	there = *PQgetvalue(res, 0, 0) == 't';
+	PQclear(res);
+	if (there)
+		return 0;
+	(void)pr_fail(
+		err, PR_REJECT, "this database has no %s: no consumer of kind %s has run on it", what, kind);
+	err->exit = PR_EX_NOT_FOUND;
+	return pr_hint(err, "name its file or its database: -c %s", file);
+}
+
 const char *cli_cell(const PGresult *res, int row, int col)
 {
 	return PQgetisnull(res, row, col) ? NULL : PQgetvalue(res, row, col);

@@ -14,13 +14,12 @@ import json
 import os
 import subprocess
 import threading
-import time
 import uuid
 
 import psycopg2
 import pytest
 import servers
-from wait import WaitTimeout, wait_until
+from wait import WaitTimeout, wait_all, wait_until
 
 _count = itertools.count(1)
 
@@ -214,19 +213,11 @@ class Inbox:
         return self.db.one(f"SELECT count(*) FROM app.effect WHERE {where}")
 
     def wait_count(self, n, timeout=60, where="true"):
-        """Until so many effects are there; a database that is just starting counts as none. What a busy machine has in hand is late,
-        not lost: the time is over when so long none has come."""
-        seen = [-1]
-
-        def there():
-            now = self.count(where)
-            more, seen[0] = now > seen[0], now
-            return (now >= n and "all") or (more and "more")
+        """Until so many effects are there; a database that is just starting counts as none."""
         try:
-            while wait_until(there, timeout, f"{n} effects", interval=0.01, ignore=(psycopg2.OperationalError,)) != "all":
-                time.sleep(0.01)
+            wait_all(lambda: self.count(where), n, timeout, f"{n} effects", ignore=(psycopg2.OperationalError,))
         except WaitTimeout as e:
-            raise AssertionError(f"{e}; {seen} are there\n{self.standing()}\n{self.logs()}") from None
+            raise AssertionError(f"{e}\n{self.standing()}\n{self.logs()}") from None
 
     def standing(self):
         """What tells late from lost: positions and ends, what is held back, and the ids that are remembered."""

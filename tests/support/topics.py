@@ -8,13 +8,12 @@ import copy
 import itertools
 import json
 import os
-import time
 import uuid
 
 import pytest
 import servers
 from outbox import header, read_topic
-from wait import WaitTimeout, wait_until
+from wait import WaitTimeout, wait_all, wait_until
 
 _count = itertools.count(1)
 
@@ -140,16 +139,9 @@ class Topics:
         return "\n".join(f"--- {c.name} on port {c.port}\n{servers.tail(c.log, 15)}" for c in self.consumers)
 
     def wait_done(self, ids, timeout=60):
-        """The time is over when so long none has come: a busy machine is late."""
-        ids, seen = set(ids), [-1]
-
-        def there():
-            now = len(ids & self.done())
-            more, seen[0] = now > seen[0], now
-            return (now == len(ids) and "all") or (more and "more")
+        ids = set(ids)
         try:
-            while wait_until(there, timeout, f"{len(ids)} effects", interval=0.02) != "all":
-                time.sleep(0.02)
+            wait_all(lambda: len(ids & self.done()), len(ids), timeout, f"{len(ids)} effects", interval=0.02)
         except WaitTimeout as e:
             left = ids - self.done()
             raise AssertionError(f"{e}: {len(left)} are missing, as {self.sent.get(next(iter(left)))}\n"

@@ -42,6 +42,21 @@ def wait_until(fn, timeout=30, what=None, interval=0.002, interval_max=0.1, igno
         interval = min(interval * 2, interval_max)
 
 
+def wait_all(count, n, timeout, what, interval=0.01, ignore=()):
+    """Until count() is n. What a busy machine has in hand is late, not lost: the time is over when so long none has come."""
+    seen = [-1]
+
+    def there():
+        now = count()
+        more, seen[0] = now > seen[0], now
+        return (now >= n and "all") or (more and "more")
+    try:
+        while wait_until(there, timeout, what, interval=interval, ignore=ignore) != "all":
+            time.sleep(interval)
+    except WaitTimeout as e:
+        raise WaitTimeout(f"{e}; {seen} are there") from None
+
+
 def stays(fn, seconds, what=None, interval=0.05):
     """Asserts that fn stays true for the given time: for "must not happen" tests."""
     what = what or getattr(fn, "__name__", "the condition")
